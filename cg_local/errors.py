@@ -1,0 +1,58 @@
+"""Every error that cg-local raises for something a user, a file or a machine can cause.
+
+The tree:
+
+    CgLocalError
+    ├── ConfigError          config.json is missing, malformed, or describes another model
+    ├── CheckpointError      published weights cannot be read as documented
+    ├── ModelFolderError     a quantized model folder is damaged, foreign or of another version
+    ├── TokenizerError       tokenizer.model is missing or is not laid out as CodeGemma's
+    ├── QuantizeError        a source cannot be quantized, or the destination cannot be written
+    ├── PromptError          no prompt can be built from what was given
+    ├── SourceFileError      a source file to fill cannot be read, located or written
+    ├── CapacityError        the context, the page pool or the memory is too small
+    └── TrainingError        a training run, its data or its checkpoint is unusable
+
+A message says where, what was found, what was needed and what to do. The command line prints it as one line and exits
+with status 1. Broken invariants of our own code are assertions, not members of this tree.
+"""
+
+
+class CgLocalError(Exception):
+    """Base of all errors below; catch this one to catch them all."""
+
+
+class ConfigError(CgLocalError):
+    """config.json is missing, malformed, or describes a model other than Gemma 1 / CodeGemma."""
+
+
+class CheckpointError(CgLocalError):
+    """Published weights are incomplete, have other names or shapes than the config says, or cannot be read."""
+
+
+class ModelFolderError(CgLocalError):
+    """A quantized model folder is damaged, incomplete, foreign or of another format version."""
+
+
+class TokenizerError(CgLocalError):
+    """tokenizer.model is missing, unreadable, or not laid out as CodeGemma's."""
+
+
+class QuantizeError(CgLocalError):
+    """A source cannot be quantized as asked, or the destination cannot be written."""
+
+
+class PromptError(CgLocalError):
+    """No prompt can be built: nothing to fill, an unknown role, or a text that cannot fit."""
+
+
+class SourceFileError(CgLocalError):
+    """A source file to fill cannot be found, decoded, located at the given cursor, or written back."""
+
+
+class CapacityError(CgLocalError):
+    """The context window, the page pool or the machine's memory is too small for what was asked."""
+
+
+class TrainingError(CgLocalError):
+    """A training run, its data or its checkpoint is unusable."""
