@@ -301,10 +301,10 @@ def read_config_bytes(path: Path) -> bytes:
 def _check_model_type(values: Mapping[str, object], where: str) -> None:
     model_type = values.get("model_type")
     if model_type != "gemma":
-        raise ConfigError(f"{where}: model_type is {_shown(model_type)}, not 'gemma'; {SUPPORTED}")
+        raise ConfigError(f'{where}: model_type is {_shown(model_type)}, not "gemma"; {SUPPORTED}')
     architectures = values.get("architectures")
     if architectures not in (None, ["GemmaForCausalLM"]):
-        raise ConfigError(f"{where}: architectures is {_shown(architectures)}, not ['GemmaForCausalLM']; {SUPPORTED}")
+        raise ConfigError(f'{where}: architectures is {_shown(architectures)}, not ["GemmaForCausalLM"]; {SUPPORTED}')
 
 
 def _check_foreign_keys(values: Mapping[str, object], where: str) -> None:
@@ -353,7 +353,7 @@ def _rope_theta(values: Mapping[str, object], where: str) -> float:
             raise ConfigError(f"{where}: {key} is {_shown(nested)}, not plain rotary embedding; {SUPPORTED}")
         for kind in ("rope_type", "type"):
             if nested.get(kind, "default") != "default":
-                raise ConfigError(f"{where}: {key}.{kind} is {_shown(nested[kind])}, not 'default'; {SUPPORTED}")
+                raise ConfigError(f'{where}: {key}.{kind} is {_shown(nested[kind])}, not "default"; {SUPPORTED}')
         inner = nested.get("rope_theta", theta)
         if theta is not None and inner != theta:
             raise ConfigError(
@@ -391,8 +391,8 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _shown(value: object) -> str:
-    """A value for a one-line message: escaped, and cut when long."""
-    text = repr(value)
+    """A value as config.json would spell it, for a one-line message: escaped, and cut when long."""
+    text = json.dumps(value, default=repr)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

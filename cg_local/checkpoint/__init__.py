@@ -1,0 +1,9 @@
+"""Readers of published weights: one tensor, or a slab of its rows, at a time, as float32.
+
+This package owns finding, checking and decoding what others published. It does not quantize. Invariant: an opened
+`Checkpoint` holds exactly the tensors of its config, each of the right shape and of a known floating-point type.
+"""
+
+from cg_local.checkpoint.hugging_face import Checkpoint, open_checkpoint
+
+__all__ = ["Checkpoint", "open_checkpoint"]
