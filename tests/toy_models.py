@@ -63,7 +63,7 @@ def normal_like(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.floa
     """
     count = math.prod(shape)
     words = np.random.PCG64([seed, zlib.crc32(name.encode())]).random_raw(count)
-    sums = words.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64) - 2 * 0xFFFF
+    sums: NDArray[np.int64] = words.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64) - 2 * 0xFFFF
     # A uniform 16-bit integer has deviation 65536 / sqrt(12), a sum of four twice that.
     return (sums * (math.sqrt(12) / (2 * 65536))).astype(np.float32).reshape(shape)
 
