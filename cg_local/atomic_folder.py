@@ -1,0 +1,166 @@
+"""A folder that appears whole or not at all.
+
+This file owns the way from an unfinished sibling folder to the destination: the lock, the removal of what a killed run
+left, fsync and the renames. It does not know what the folder holds. Invariant: at the destination there is at any moment
+what was there before or the finished new folder; a killed process leaves at most hidden siblings (`.NAME.partial`,
+`.NAME.old`, `.NAME.lock`), which the next run on the same destination cleans up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from cg_local.errors import CgLocalError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+
+class AtomicFolder:
+    """Context manager: fill `partial`, then call `commit`; leaving without it removes everything that was written.
+
+    Attributes:
+        destination: absolute path that `commit` creates.
+        partial: the folder to fill meanwhile, on the same file system.
+    """
+
+    destination: Path
+    partial: Path
+
+    def __init__(self, destination: Path, error: type[CgLocalError]) -> None:
+        """Prepare; nothing is touched before the context is entered.
+
+        Args:
+            destination: where the folder shall appear.
+            error: what to raise for everything that a user or the disk can cause.
+        """
+        self.destination = Path(os.path.abspath(destination))
+        name = self.destination.name
+        self.partial = self.destination.with_name(f".{name}.partial")
+        self._old = self.destination.with_name(f".{name}.old")
+        self._lock_path = self.destination.with_name(f".{name}.lock")
+        self._error = error
+        self._lock = -1
+
+    def __enter__(self) -> AtomicFolder:
+        """Take the lock, clean up after a killed run and create `partial`.
+
+        Raises:
+            error (of the constructor): another run holds the lock, or the parent folder cannot be written.
+        """
+        try:
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            try:
+                self._clean()
+                self.partial.mkdir()
+            except BaseException:
+                self._drop_lock()
+                raise
+        except OSError as cause:
+            raise self._failed(f"cannot be prepared ({cause.strerror})", "choose a folder that can be written") from cause
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._settle_old()
+        self._drop_lock()
+
+    def commit(self, *, replace: bool) -> None:
+        """Sync `partial` to the disk and rename it to the destination.
+
+        Args:
+            replace: whether a folder at the destination is removed; the caller has judged that it may be.
+
+        Raises:
+            error (of the constructor): the destination exists and `replace` is false, or the disk fails.
+        """
+        try:
+            for path in [*self.partial.iterdir(), self.partial]:
+                _sync(path)
+            if self.destination.exists() and replace:
+                os.rename(self.destination, self._old)
+            if os.path.lexists(self.destination):
+                raise self._failed("exists", "remove it or choose another folder")
+            os.rename(self.partial, self.destination)
+            _sync(self.destination.parent)
+        except OSError as cause:
+            raise self._failed(f"cannot be finished ({cause.strerror})", "check the disk and try again") from cause
+
+    def _settle_old(self) -> None:
+        """Remove what was replaced, or move it back when its replacement failed between the two renames."""
+        if self._old.exists() and os.path.lexists(self.destination):
+            shutil.rmtree(self._old)
+        elif self._old.exists():
+            os.rename(self._old, self.destination)
+
+    def _clean(self) -> None:
+        self._settle_old()
+        if self.partial.is_dir() and not self.partial.is_symlink():
+            shutil.rmtree(self.partial)
+
+    def _take_lock(self) -> None:
+        """Lock the lock file; the operating system releases it when the process ends, however it ends."""
+        while self._lock < 0:
+            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                _lock_exclusively(descriptor)
+            except OSError as cause:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() if os.name != "nt" else ""
+                os.close(descriptor)
+                who = f"process {holder}" if holder.isdigit() else "another process"
+                raise self._failed(f"{who} is writing it now", "wait for it or choose another folder") from cause
+            # The file may have been removed by its last holder between our open and our lock.
+            if _is_same_file(descriptor, self._lock_path):
+                self._lock = descriptor
+            else:
+                os.close(descriptor)
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"{os.getpid()}\n".encode("ascii"))
+
+    def _drop_lock(self) -> None:
+        with contextlib.suppress(OSError):  # Windows removes no open file; an unlocked leftover does no harm
+            os.unlink(self._lock_path)
+        os.close(self._lock)
+        self._lock = -1
+
+    def _failed(self, fault: str, remedy: str) -> CgLocalError:
+        return self._error(f"{self.destination}: {fault}; {remedy}")
+
+
+def _lock_exclusively(descriptor: int) -> None:
+    if sys.platform == "win32":
+        # One byte far behind the text, so that others can still read the holder's number.
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    """Write a file or folder through to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

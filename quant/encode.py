@@ -1,0 +1,182 @@
+"""Rows of weights in, codes and rounded scales out, with the error they leave.
+
+This file owns how each format rounds its scales (float16, signed int8 sub-scales) and how a codebook is learned; the
+searches themselves are `search`, the byte layout is `packing`. Invariant: codes are taken last, with the scales exactly
+as the kernels will read them, so the reported error is the error of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cg_local.packing import (
+    CODEBOOK_LIMIT,
+    CODEBOOK_SIZE,
+    GROUP,
+    INT6_OFFSET,
+    INT8_GROUP,
+    SUPER_GROUP,
+    Array,
+    bfloat16_from_float32,
+    float32_from_bfloat16,
+    pack_codes,
+    pack_scales,
+)
+from cg_local.quant import search
+
+FLOAT16_MAX = 65504.0
+SUB_SCALE_LIMIT = 127
+INT8_LIMIT = 127
+# Trial scales relative to the one that maps a group's largest element to the end of the grid.
+# Source of the span for codebooks: the measurement of the format; finer steps or a wider span gained under 0.02 dB.
+CODEBOOK_FACTORS = np.linspace(0.8, 1.3, 13)
+INT6_FACTORS = np.linspace(0.9, 1.1, 9)
+INT8_FACTORS = np.linspace(0.96, 1.02, 9)
+LLOYD_ROUNDS = 12
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Whole tiles of a packed matrix.
+
+    Attributes:
+        parts: the arrays of `packing.part_layout` for these rows, by name, without the codebook.
+        errors: float64 [rows, 3]: squared error, squared weights, largest absolute error of each row.
+    """
+
+    parts: dict[str, Array]
+    errors: NDArray[np.float64]
+
+
+def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -> EncodedRows:
+    """Quantize rows and arrange them for the kernels.
+
+    Args:
+        format: one of `packing.FORMATS`.
+        x: float32 [rows, columns], finite; rows from a tile's boundary on.
+        book: the tensor's codebook, 16 ascending integers in -63..63; only for c4g32.
+
+    Raises:
+        OverflowError: a weight is too large for the format
+    """
+    if format == "bf16":
+        return _encode_bfloat16(x)
+    if format == "i8g64":
+        return _encode_int8(x)
+    grid = _book_grid(book) if book is not None else _integer_grid(-INT6_OFFSET, INT6_OFFSET - 1)
+    start = 1.0 / np.abs(book).max() if book is not None else -1.0 / INT6_OFFSET
+    factors = CODEBOOK_FACTORS if book is not None else INT6_FACTORS
+    scales = np.empty((len(x), x.shape[1] // GROUP), np.float32)
+    search.search_scales(x, GROUP, *grid, (factors * start).astype(np.float32), scales)
+    sub_scales, super_scales = _round_scales(x, grid, scales)
+    final = sub_scales * np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
+    codes, errors = _take_codes(x, GROUP, grid, final)
+    if book is None:
+        codes += np.int8(INT6_OFFSET)
+    parts = {
+        "codes": pack_codes(format, codes.view(np.uint8)),
+        "scales": pack_scales(sub_scales),
+        "super_scales": pack_scales(super_scales),
+    }
+    return EncodedRows(parts, errors)
+
+
+def learn_codebook(x: Floats) -> NDArray[np.int64]:
+    """Learn the 16 values of a c4g32 tensor from a sample of its rows.
+
+    Alternates the search for scales with Lloyd's step (each value becomes the weighted mean of the elements that round
+    to it), then rounds the values to integers with the largest magnitude at 63.
+
+    Args:
+        x: float32 [rows, columns], finite.
+
+    Returns:
+        16 ascending integers in -63..63.
+
+    Source: Lloyd, Least Squares Quantization in PCM, 1982.
+    """
+    values = np.linspace(-1.0, 1.0, CODEBOOK_SIZE)
+    scales = np.empty((len(x), x.shape[1] // GROUP), np.float32)
+    for _ in range(LLOYD_ROUNDS):
+        grid = _book_grid(values)
+        trials = (CODEBOOK_FACTORS / np.abs(values).max()).astype(np.float32)
+        search.search_scales(x, GROUP, *grid, trials, scales)
+        mass, moment = np.zeros(CODEBOOK_SIZE), np.zeros(CODEBOOK_SIZE)
+        search.book_moments(x, GROUP, grid[0], grid[1], scales, mass, moment)
+        values = np.sort(np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), values))
+        values /= np.abs(values).max()
+    return np.rint(values * CODEBOOK_LIMIT).astype(np.int64)
+
+
+Grid = tuple["tuple[np.float32, ...] | None", "tuple[np.float32, ...] | None", np.float32, np.float32]
+
+
+def _book_grid(values: NDArray[np.generic]) -> Grid:
+    book = np.asarray(values, np.float32)
+    middle = (book[1:] + book[:-1]) / np.float32(2.0)
+    return tuple(book), tuple(middle), np.float32(0.0), np.float32(0.0)
+
+
+def _integer_grid(low: int, high: int) -> Grid:
+    return None, None, np.float32(low), np.float32(high)
+
+
+def _take_codes(x: Floats, group: int, grid: Grid, scales: Floats) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    codes, errors = np.empty(x.shape, np.int8), np.empty((len(x), 3), np.float64)
+    search.take_codes(x, group, *grid, scales, codes, errors)
+    return codes, errors
+
+
+def _round_scales(x: Floats, grid: Grid, scales: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Split scales [rows, groups] into int8 sub-scales and float16 super-scales."""
+    blocks = scales.reshape(len(scales), -1, SUPER_GROUP // GROUP)
+    super_scales = _float16_at_least(np.abs(blocks).max(axis=2) / np.float32(SUB_SCALE_LIMIT))
+    units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
+    ratios = np.divide(scales, units, out=np.zeros_like(scales), where=units > 0)
+    nearest = np.clip(np.rint(ratios), -SUB_SCALE_LIMIT, SUB_SCALE_LIMIT)
+    candidates = np.stack([nearest, nearest - 1, nearest + 1]).clip(-SUB_SCALE_LIMIT, SUB_SCALE_LIMIT)
+    chosen = _choose(x, GROUP, grid, candidates * units, candidates)
+    return chosen.astype(np.int8), super_scales
+
+
+def _choose(x: Floats, group: int, grid: Grid, scales: Floats, candidates: Array) -> Array:
+    """Of candidates [n, rows, groups] that stand for scales, take the one of least error in each group."""
+    chosen = np.zeros(scales.shape[1:], np.uint8)
+    search.choose_scales(x, group, *grid, np.ascontiguousarray(scales), chosen)
+    return np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
+
+
+def _float16_at_least(values: Floats) -> NDArray[np.float16]:
+    """Round up to float16, so that a quotient by the result stays in its range.
+
+    Raises:
+        OverflowError: a value is beyond float16.
+    """
+    if values.size and values.max() > FLOAT16_MAX:
+        raise OverflowError(f"a scale of {values.max():.3g} is needed, float16 ends at 65504")
+    rounded = values.astype(np.float16)
+    return np.where(rounded.astype(np.float32) < values, np.nextafter(rounded, np.float16(np.inf)), rounded)
+
+
+def _encode_int8(x: Floats) -> EncodedRows:
+    grid = _integer_grid(-INT8_LIMIT, INT8_LIMIT)
+    scales = np.empty((len(x), x.shape[1] // INT8_GROUP), np.float32)
+    search.search_scales(x, INT8_GROUP, *grid, (INT8_FACTORS / INT8_LIMIT).astype(np.float32), scales)
+    upper = _float16_at_least(np.abs(scales))
+    candidates = np.stack([upper, np.nextafter(upper, np.float16(0))])
+    chosen = _choose(x, INT8_GROUP, grid, candidates.astype(np.float32), candidates)
+    codes, errors = _take_codes(x, INT8_GROUP, grid, chosen.astype(np.float32))
+    return EncodedRows({"codes": pack_codes("i8g64", codes), "scales": pack_scales(chosen)}, errors)
+
+
+def _encode_bfloat16(x: Floats) -> EncodedRows:
+    codes = bfloat16_from_float32(x)
+    difference = (float32_from_bfloat16(codes) - x).astype(np.float64)
+    weights = x.astype(np.float64)
+    errors = np.stack([(difference**2).sum(1), (weights**2).sum(1), np.abs(difference).max(1)], axis=1)
+    return EncodedRows({"codes": pack_codes("bf16", codes)}, errors)
