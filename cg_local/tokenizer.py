@@ -282,8 +282,8 @@ def _fim_ids(processor: SentencePieceProcessor, where: str) -> tuple[tuple[int, 
         found = [processor.id_to_piece(token_id) for token_id in FIM_IDS.values()]
         if found != ["<unused60>", "<unused61>", "<unused62>", "<unused63>"]:  # base Gemma's names of these ids
             raise TokenizerError(
-                f"{where}: no piece {' '.join(missing)} among ids 4..107, and ids 67..70 are {' '.join(found)}, not base "
-                f"Gemma's <unused60>..<unused63> either; {ADVICE}"
+                f"{where}: no piece {' '.join(missing)} among ids 4..107, and ids 67..70 are {' '.join(found)}, not "
+                f"base Gemma's <unused60>..<unused63> either; {ADVICE}"
             )
         ids = FIM_IDS
         notices = (f"{where}: base Gemma's tokenizer, which does not name the FIM pieces; using ids 67..70 for them",)

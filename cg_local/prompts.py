@@ -1,0 +1,360 @@
+"""Fill-in-the-middle, chat and plain prompts as token ids, cut to a budget.
+
+Owns the prompt formats and what is kept when a text is too long. It does not read files, choose context files or clean
+up answers (`infill`) and knows no engine. Invariant: a prompt starts with its only BOS, holds at most
+`max_prompt_tokens` ids, and has control ids only where its format puts them, whatever the texts spell.
+
+Each part of a prompt is encoded by itself: control ids are hard borders of tokenization, so joining ids is the same as
+encoding the joined text. Line ends: callers that write an answer back convert CRLF themselves (`infill` does, and
+restores it); here CRLF becomes a newline in every text, because a CR before each newline is foreign to the model.
+
+Source: CodeGemma report (arXiv 2406.11409), figures 2 and 4; ai.google.dev/gemma/docs/codegemma/prompt-structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cg_local.errors import PromptError
+from cg_local.tokenizer import Tokenizer
+
+ORDERS = ("psm", "spm")
+MIN_TEXT_TOKENS = 16
+"""A prompt with less room than this for the text around the gap is refused; fewer tokens tell a model nothing."""
+
+ROLES = {"system": "system", "user": "user", "assistant": "model", "model": "model"}
+"""Role of a message to role of a turn."""
+
+PREFIX_SHARE = 3 / 4
+"""The prefix's part of a budget too small for both sides; llama.cpp's server splits its batch the same way."""
+
+CHARACTERS_PER_TOKEN = 4
+"""First guess of how much text fills a budget. Code has 3 to 4; a wrong guess costs time only."""
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """What a prompt keeps of one text.
+
+    Attributes:
+        name: "prefix", "suffix", "text", or the path of a context file.
+        num_tokens: ids kept.
+        total_tokens: ids of the whole text; estimated from its length if something was cut.
+        num_lines: lines kept; a line that alone exceeds the budget may be kept in part.
+        total_lines: lines of the whole text.
+    """
+
+    name: str
+    num_tokens: int
+    total_tokens: int
+    num_lines: int
+    total_lines: int
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a part of the text was left out."""
+        return self.num_tokens < self.total_tokens
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that is ready for the engine.
+
+    Attributes:
+        token_ids: BOS first.
+        truncated: something was left out to fit the budget.
+        notice: one line that says what was left out, with the numbers; None if nothing was.
+        parts: what is kept of each text in the order of the arguments, context files first; empty for chat.
+    """
+
+    token_ids: list[int]
+    truncated: bool = False
+    notice: str | None = None
+    parts: tuple[PromptPart, ...] = ()
+
+
+def infill_prompt(
+    tokenizer: Tokenizer,
+    prefix: str,
+    suffix: str,
+    *,
+    path: str | None = None,
+    order: str = "psm",
+    context: Sequence[tuple[str, str]] = (),
+    max_prompt_tokens: int,
+) -> Prompt:
+    """Build the prompt that asks for the text between `prefix` and `suffix`.
+
+    PSM: BOS, path line, <|fim_prefix|>, prefix, <|fim_suffix|>, suffix, <|fim_middle|>. Context files stand between BOS
+    and the path line, each as path line, text, <|file_separator|>; the report shows this order of files in training,
+    but not the form of a file without a gap. SPM, the suffix with its sentinel before the prefix with its own, is
+    experimental: the report says that the model knows it, and its exact form is not published.
+
+    What does not fit is left out in this order: context files from the first (farthest) on, then the lines farthest
+    from the gap, then the path line. A line is cut inside only if it alone exceeds the budget.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prefix: text before the gap.
+        suffix: text behind the gap.
+        path: the file's path as the model should see it: relative to the repository, with slashes. None: no path line.
+        order: "psm" or "spm".
+        context: (path, text) of other files, the nearest last.
+        max_prompt_tokens: most ids the prompt may have.
+
+    Raises:
+        PromptError: unknown order, or no room for MIN_TEXT_TOKENS ids of text.
+    """
+    if order not in ORDERS:
+        raise PromptError(f"infill order {order!r} is unknown; use one of: {', '.join(ORDERS)}")
+    prefix, suffix = _unix_lines(prefix), _unix_lines(suffix)
+    room = max_prompt_tokens - 4  # BOS and three FIM ids
+    before, after = _encode_end(tokenizer, prefix, room), _encode_start(tokenizer, suffix, room)
+    needed = _check_room(room, len(before) + len(after), num_control=4)
+    path_ids = _path_line(tokenizer, path)
+    omitted = []
+    if room - len(path_ids) < needed:
+        omitted.append(f"path line of {len(path_ids):,} tokens")
+        path_ids = []
+    room -= len(path_ids)
+    kept_before = _cut_to_end(tokenizer, before, max(int(room * PREFIX_SHARE), room - len(after)))
+    kept_after = _cut_to_start(tokenizer, after, room - len(kept_before))
+    files, file_ids = _nearest_files(tokenizer, context, room - len(kept_before) - len(kept_after))
+    if len(files) < len(context):
+        omitted.append(f"{len(context) - len(files)} of {len(context)} context files")
+    sides = (_part(tokenizer, "prefix", prefix, kept_before), _part(tokenizer, "suffix", suffix, kept_after))
+    first = [tokenizer.fim_prefix_id, *kept_before]
+    second = [tokenizer.fim_suffix_id, *kept_after]
+    body = [*first, *second] if order == "psm" else [*second, *first]
+    token_ids = [tokenizer.bos_id, *file_ids, *path_ids, *body, tokenizer.fim_middle_id]
+    return _prompt(token_ids, (*files, *sides), omitted, max_prompt_tokens)
+
+
+def complete_prompt(tokenizer: Tokenizer, text: str, *, max_prompt_tokens: int) -> Prompt:
+    """Build the prompt that asks for the continuation of a text: BOS and the text, whose last lines are kept.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        text: the text to continue; "" asks for a text from nothing.
+        max_prompt_tokens: most ids the prompt may have.
+
+    Raises:
+        PromptError: no room for MIN_TEXT_TOKENS ids of text.
+    """
+    text, room = _unix_lines(text), max_prompt_tokens - 1
+    token_ids = _encode_end(tokenizer, text, room)
+    _check_room(room, len(token_ids), num_control=1)
+    kept = _cut_to_end(tokenizer, token_ids, room)
+    return _prompt([tokenizer.bos_id, *kept], (_part(tokenizer, "text", text, kept),), [], max_prompt_tokens)
+
+
+def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, max_prompt_tokens: int) -> Prompt:
+    """Build the prompt that asks for the answer to the last message of a conversation.
+
+    Each turn is <start_of_turn>, role and newline, the text without surrounding white space, <end_of_turn>, newline; at
+    the end stands the opening of the model's turn. The model knows no system role: a system text becomes part of the
+    user's turn. Neighbouring messages of one turn are joined with an empty line between.
+
+    If the conversation is too long, its oldest turns go, question and answer together; a leading system text stays.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        messages: mappings with "role" ("system", "user", "assistant" or "model") and "content", oldest first; the first
+            turn and the last must be the user's.
+        max_prompt_tokens: most ids the prompt may have.
+
+    Raises:
+        PromptError: a message without role or content, an unknown role, a conversation that does not start and end with
+            a question, or a last question that does not fit.
+
+    Source: chat template of google/codegemma-7b-it (the same as google/gemma-2b-it's); ai.google.dev/gemma/docs/core/
+    prompt-structure (system instructions in the first user turn).
+    """
+    system, turns = _turns(messages)
+    opening = [tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
+    encoded = [_turn_ids(tokenizer, role, text) for role, text in turns]
+    total_tokens = sum(map(len, encoded))
+    for first in range(0, len(turns), 2):
+        question = _turn_ids(tokenizer, "user", _join(system, turns[first][1]))
+        token_ids = [tokenizer.bos_id, *question, *(i for turn in encoded[first + 1 :] for i in turn), *opening]
+        if len(token_ids) <= max_prompt_tokens:
+            break
+    else:
+        raise PromptError(
+            f"chat: the last question needs {len(token_ids):,} tokens and {max_prompt_tokens:,} are allowed; "
+            "shorten it or allow a longer prompt"
+        )
+    if not first:
+        return Prompt(token_ids)
+    left_out = sum(map(len, encoded[:first]))
+    notice = f"the oldest {first} of {len(turns)} turns ({left_out:,} of {total_tokens:,} tokens)"
+    return _prompt(token_ids, (), [notice], max_prompt_tokens)
+
+
+def _turns(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+    """Return the leading system text and the (role, text) turns, which alternate, first and last the user's."""
+    system, turns = "", list[tuple[str, str]]()
+    for number, message in enumerate(messages, start=1):
+        role, text = _role_and_text(message, number)
+        if role == "system" and not turns:
+            system = _join(system, text)
+            continue
+        role = "model" if role == "model" else "user"
+        if turns and turns[-1][0] == role:
+            turns[-1] = (role, _join(turns[-1][1], text))
+        else:
+            turns.append((role, text))
+    if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
+        found = " to ".join([turns[0][0], turns[-1][0]]) if turns else "none"
+        raise PromptError(f"chat: turns must go from user to user, found {found}; end with the question to answer")
+    if not turns[-1][1]:
+        raise PromptError("chat: the last question is empty; write what to ask")
+    return system, turns
+
+
+def _role_and_text(message: Mapping[str, str], number: int) -> tuple[str, str]:
+    """Return the role as the model knows it (or "system") and the trimmed content of one message."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise PromptError(f"chat: message {number} has the role {role!r}; use one of: {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise PromptError(f"chat: message {number} has {type(content).__name__} as content; give text")
+    return ROLES[role], _unix_lines(content).strip()
+
+
+def _join(*texts: str) -> str:
+    """Join the texts that are not empty, an empty line between."""
+    return "\n\n".join(text for text in texts if text)
+
+
+def _turn_ids(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
+    """Return one finished turn."""
+    ends = (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id)
+    return [ends[0], *tokenizer.encode(f"{role}\n{text}"), ends[1], *tokenizer.encode("\n")]
+
+
+def _unix_lines(text: str) -> str:
+    return text.replace("\r\n", "\n")
+
+
+def _path_line(tokenizer: Tokenizer, path: str | None) -> list[int]:
+    """Encode a path as a line of its own; characters that could break the line become "?"."""
+    if not path:
+        return []
+    return tokenizer.encode("".join(letter if letter.isprintable() else "?" for letter in path) + "\n")
+
+
+def _encode_end(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    """Encode the end of a text: all of it if that is at most `limit` ids, else more than `limit` ids.
+
+    Only as much is encoded as the limit may need, because a file of 100,000 lines takes seconds. The first line of an
+    excerpt may have other ids than in the whole text; `_cut_to_end` drops it unless that line alone exceeds the budget.
+    """
+    num_characters = CHARACTERS_PER_TOKEN * max(limit, MIN_TEXT_TOKENS)
+    while num_characters < len(text):
+        token_ids = tokenizer.encode(text[-num_characters:])
+        if len(token_ids) > limit:
+            return token_ids
+        num_characters *= 2
+    return tokenizer.encode(text)
+
+
+def _encode_start(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    """Encode the start of a text, as `_encode_end` its end."""
+    num_characters = CHARACTERS_PER_TOKEN * max(limit, MIN_TEXT_TOKENS)
+    while num_characters < len(text):
+        token_ids = tokenizer.encode(text[:num_characters])
+        if len(token_ids) > limit:
+            return token_ids
+        num_characters *= 2
+    return tokenizer.encode(text)
+
+
+def _cut_to_end(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[int]:
+    """Return at most `limit` of the last ids: whole lines, or the end of a line that is alone too long.
+
+    Newlines are pieces of their own, so ids from behind a newline on are the encoding of the text from there on.
+    """
+    start = max(len(token_ids) - limit, 0)
+    if start == 0:
+        return token_ids
+    for border in range(start, len(token_ids)):
+        if tokenizer.token_bytes(token_ids[border - 1]).endswith(b"\n"):
+            return token_ids[border:]
+    while start < len(token_ids) and _is_inside_character(tokenizer, token_ids[start]):
+        start += 1
+    return token_ids[start:]
+
+
+def _cut_to_start(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[int]:
+    """Return at most `limit` of the first ids: whole lines, or the start of a line that is alone too long."""
+    if len(token_ids) <= limit:
+        return token_ids
+    for border in range(limit, 0, -1):
+        if tokenizer.token_bytes(token_ids[border - 1]).endswith(b"\n"):
+            return token_ids[:border]
+    while limit > 0 and _is_inside_character(tokenizer, token_ids[limit]):
+        limit -= 1
+    return token_ids[:limit]
+
+
+def _is_inside_character(tokenizer: Tokenizer, token_id: int) -> bool:
+    """Whether an id starts with a continuation byte of UTF-8, so that a cut before it would split a character."""
+    return 0x80 <= (tokenizer.token_bytes(token_id) or b"\0")[0] < 0xC0
+
+
+def _nearest_files(
+    tokenizer: Tokenizer, context: Sequence[tuple[str, str]], room: int
+) -> tuple[list[PromptPart], list[int]]:
+    """Return what fits of the context files, whole files only, the last ones first; parts and ids in prompt order."""
+    parts: list[PromptPart] = []
+    token_ids: list[int] = []
+    for path, text in reversed(context):
+        text = _unix_lines(text)
+        body = _encode_start(tokenizer, text, room)
+        file_ids = [*_path_line(tokenizer, path), *body, tokenizer.file_separator_id]
+        if len(file_ids) > room:
+            break
+        room -= len(file_ids)
+        token_ids = file_ids + token_ids
+        parts.insert(0, _part(tokenizer, path, text, body))
+    return parts, token_ids
+
+
+def _part(tokenizer: Tokenizer, name: str, text: str, kept: list[int]) -> PromptPart:
+    """Count what was kept of a text."""
+    kept_text, total_tokens = tokenizer.decode(kept), len(kept)
+    if len(kept_text) < len(text):
+        per_character = len(kept) / len(kept_text) if kept_text else 1 / CHARACTERS_PER_TOKEN
+        total_tokens = max(len(kept) + 1, round(per_character * len(text)))
+    return PromptPart(name, len(kept), total_tokens, _num_lines(kept_text), _num_lines(text))
+
+
+def _num_lines(text: str) -> int:
+    return text.count("\n") + (text != "" and not text.endswith("\n"))
+
+
+def _check_room(room: int, num_text_tokens: int, *, num_control: int) -> int:
+    """Return how many ids of text a prompt must hold; raise PromptError if `room` is less."""
+    needed = min(MIN_TEXT_TOKENS, num_text_tokens)
+    if room < needed:
+        raise PromptError(
+            f"prompt: {room + num_control} tokens are allowed, and {num_control} control tokens and {needed} tokens of "
+            f"text make {needed + num_control}; allow a longer prompt"
+        )
+    return needed
+
+
+def _prompt(token_ids: list[int], parts: tuple[PromptPart, ...], omitted: list[str], max_prompt_tokens: int) -> Prompt:
+    """Return the prompt with a notice that says what is cut and what is left out."""
+    said = [
+        f"{part.name} keeps {part.num_tokens:,} of about {part.total_tokens:,} tokens, {part.num_lines:,} of "
+        f"{part.total_lines:,} lines"
+        for part in parts
+        if part.is_cut
+    ]
+    if omitted:
+        said.append(f"left out: {', '.join(omitted)}")
+    notice = f"prompt cut to {max_prompt_tokens:,} tokens: {'; '.join(said)}" if said else None
+    return Prompt(token_ids, truncated=bool(said), notice=notice, parts=parts)
