@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,8 @@ FORMATS = ("c4g32", "i6g32", "i8g64", "bf16")
 BITS_PER_WEIGHT: Mapping[str, float] = {"c4g32": 4.3125, "i6g32": 6.3125, "i8g64": 8.25, "bf16": 16.0}
 COLUMN_MULTIPLE: Mapping[str, int] = {"c4g32": SUPER_GROUP, "i6g32": SUPER_GROUP, "i8g64": INT8_GROUP, "bf16": 1}
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+PartLayout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def num_tiles(rows: int) -> int:
     return -(-rows // TILE_ROWS)
 
 
-def part_layout(format: str, shape: tuple[int, int]) -> dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]:
+def part_layout(format: str, shape: tuple[int, int]) -> PartLayout:
     """Return dtype and shape of each part of a packed matrix.
 
     Args:
@@ -98,7 +100,7 @@ def part_layout(format: str, shape: tuple[int, int]) -> dict[str, tuple[np.dtype
             "codes": (int8, (tiles, columns // 4, 4 * TILE_ROWS)),
             "scales": (float16, (tiles, columns // INT8_GROUP, TILE_ROWS)),
         }
-    scales = {
+    scales: PartLayout = {
         "scales": (int8, (tiles, columns // GROUP, TILE_ROWS)),
         "super_scales": (float16, (tiles, columns // SUPER_GROUP, TILE_ROWS)),
     }
@@ -207,7 +209,23 @@ def dequantize(matrix: PackedMatrix) -> NDArray[np.float32]:
         values = codes.astype(np.float32) - INT6_OFFSET
     else:
         values = (matrix.parts["codebook"][0].astype(np.float32) - CODEBOOK_OFFSET)[codes]
-    return values * np.repeat(scales, GROUP, axis=1)
+    weights: NDArray[np.float32] = values * np.repeat(scales, GROUP, axis=1)
+    return weights
+
+
+def dequantize_rows(matrix: PackedMatrix, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Return some rows of the matrix, float32 [len(rows), columns], reading only their tiles: the embedding lookup."""
+    tiles, lanes, columns = rows // TILE_ROWS, rows % TILE_ROWS, matrix.shape[1]
+    codes = matrix.parts["codes"]
+    if matrix.format == "bf16":
+        return float32_from_bfloat16(codes[tiles, :, lanes])
+    if matrix.format == "i8g64":
+        values = codes.reshape(len(codes), columns // 4, TILE_ROWS, 4)[tiles, :, lanes].reshape(len(rows), columns)
+        scales = matrix.parts["scales"][tiles, :, lanes].astype(np.float32)
+        return values.astype(np.float32) * np.repeat(scales, INT8_GROUP, axis=1)
+    parts = {name: part if name == "codebook" else part[tiles] for name, part in matrix.parts.items()}
+    whole = dequantize(PackedMatrix(matrix.format, (len(rows) * TILE_ROWS, columns), parts))
+    return whole.reshape(len(rows), TILE_ROWS, columns)[np.arange(len(rows)), lanes]
 
 
 def _tile_rows(array: Array) -> Array:

@@ -1,0 +1,180 @@
+"""Token stream to text stream: stop ids, a stop decided on the text, interruption, statistics.
+
+This file owns the turning of chosen tokens into text as they come. It builds no prompt. Invariant: the texts of the
+pieces joined together are the decoded answer; no piece ends within a character, and a stop token is in none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from cg_local.config import SamplingParams
+from cg_local.engine import Engine, Sequence
+from cg_local.tokenizer import Tokenizer
+
+StopTest = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Text that became complete, and the tokens chosen since the last piece.
+
+    Attributes:
+        text: may be empty while a character is incomplete.
+        token_ids: the tokens, without a stop token.
+        logprobs: natural logarithms of their probabilities.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass
+class GenerationStats:
+    """What an answer took; complete when the stream has ended.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt; cached_tokens: those of them found in the prefix cache.
+        completion_tokens: tokens of the answer, without a stop token.
+        prefill_seconds: from the start to the first token; decode_seconds: from there to the last.
+        stop_reason: "stop_id", "max_tokens", "context_full", "stop_test", or "interrupted".
+        stop_id: the token that ended the answer, if one did.
+        logprobs: of each chosen token, a stop token's included.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    stop_reason: str | None = None
+    stop_id: int | None = None
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean logarithm of the chosen tokens' probabilities; None when none was chosen."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+
+    @property
+    def prefill_tokens_per_second(self) -> float | None:
+        """Prompt tokens computed (not cached) a second; None before the first token."""
+        computed = self.prompt_tokens - self.cached_tokens
+        return computed / self.prefill_seconds if self.prefill_seconds > 0 else None
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        """Tokens a second after the first; None while there are none."""
+        steps = len(self.logprobs) - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+
+
+class TextStream:
+    """The pieces of one answer, computed as they are asked for.
+
+    Iterate over it; `stats` is complete when the iteration has ended. Closing it (or a KeyboardInterrupt while a piece
+    is computed) cancels the sequence and keeps what was produced.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, sequence: Sequence, should_stop: StopTest | None = None
+    ) -> None:
+        self._engine, self._sequence, self._should_stop = engine, sequence, should_stop
+        self._decoder = tokenizer.stream_decoder()
+        self._text = ""
+        self._first_token_at: float | None = None
+        self._started_at = time.perf_counter()
+        self._pieces = self._generate()
+        self.stats = GenerationStats(sequence.num_prompt_tokens, sequence.num_cached)
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return self._text
+
+    def __iter__(self) -> Iterator[TextPiece]:
+        """Return the iterator over the pieces; there is one, however often this is called."""
+        return self._pieces
+
+    def __next__(self) -> TextPiece:
+        """Compute the next piece."""
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Cancel what is not yet computed; no-op after the end."""
+        if not self._sequence.is_finished:
+            self._engine.cancel(self._sequence)
+            self._end("interrupted")
+        self._pieces.close()
+
+    def _generate(self) -> Iterator[TextPiece]:
+        try:
+            while not self._sequence.is_finished:
+                for output in self._engine.step():
+                    if output.sequence is self._sequence:
+                        yield from self._take(output.token_id, output.logprob)
+            tail = self._decoder.flush()
+            self._text += tail
+            if self.stats.stop_reason is None:
+                self._end(self._sequence.stop_reason or "interrupted")
+            if tail:
+                yield TextPiece(tail, (), ())
+        except KeyboardInterrupt:
+            self.close_after_interrupt()
+            raise
+
+    def close_after_interrupt(self) -> None:
+        """Cancel after an interrupt that hit a computation; text and statistics stay readable."""
+        if not self._sequence.is_finished:
+            self._engine.cancel(self._sequence)
+        self._text += self._decoder.flush()
+        self._end("interrupted")
+
+    def _take(self, token_id: int, logprob: float) -> Iterator[TextPiece]:
+        now = time.perf_counter()
+        if self._first_token_at is None:
+            self._first_token_at = now
+            self.stats.prefill_seconds = now - self._started_at
+        self.stats.decode_seconds = now - self._first_token_at
+        self.stats.logprobs.append(logprob)
+        if self._sequence.stop_id is not None:
+            return
+        self.stats.completion_tokens += 1
+        text = self._decoder.push(token_id)
+        self._text += text
+        if self._should_stop is not None and self._should_stop(self._text):
+            self._engine.cancel(self._sequence)
+            self._end("stop_test")
+        yield TextPiece(text, (token_id,), (logprob,))
+
+    def _end(self, reason: str) -> None:
+        self.stats.stop_reason = reason
+        self.stats.stop_id = self._sequence.stop_id
+
+
+def stream_text(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    token_ids: Collection[int],
+    params: SamplingParams | None = None,
+    stop_ids: Collection[int] = (),
+    *,
+    should_stop: StopTest | None = None,
+) -> TextStream:
+    """Answer a prompt as a stream of text.
+
+    Args:
+        engine: who computes.
+        tokenizer: turns tokens into text.
+        token_ids: the prompt.
+        params: how to sample and how many tokens at most; default greedy.
+        stop_ids: tokens that end the answer, never shown.
+        should_stop: looked at after each token with all text so far; True ends the answer there.
+
+    Raises:
+        PromptError, CapacityError: as `Engine.add`.
+    """
+    return TextStream(engine, tokenizer, engine.add(token_ids, params, stop_ids), should_stop)

@@ -1,0 +1,138 @@
+"""Everything between two matrix products: normalisation, rotation, gate, and the layouts that a product reads.
+
+This file owns the arithmetic of single tokens. It does not know weights or pages. Invariant: each token's result is
+computed by the same operations in the same order whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from cg_local.kernels.bits import float32_from_bits
+from cg_local.packing import GROUP
+
+# tanh-GELU: x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))). Source: google/gemma_pytorch, gemma/model.py,
+# F.gelu(approximate="tanh"), rewritten with tanh(u) = 2 / (1 + exp(-2u)) - 1.
+_GELU_FACTOR = np.float32(-2.0 * math.sqrt(2.0 / math.pi))
+_GELU_CUBIC = np.float32(0.044715)
+_LOG2_E = np.float32(1.4426950408889634)
+# ln 2 in two parts, so that x - n ln 2 is exact for |n| < 2**9. Source: Cephes, expf.
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_LIMIT = np.float32(87.0)
+# Minimax polynomial of exp on [-ln2/2, ln2/2], relative error 2e-8 before rounding. Source: Cephes, expf.
+_EXP_5, _EXP_4, _EXP_3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_EXP_2, _EXP_1, _EXP_0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_ONE, _HALF_MAX = np.float32(1.0), np.float32(127.0)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def exp32(x):  # type: ignore[no-untyped-def]
+    """Return exp(x) for float32 x clamped to [-87, 87]; relative error below 2e-7. Vectorizes, unlike math.exp."""
+    x = min(max(x, -_EXP_LIMIT), _EXP_LIMIT)
+    n = np.rint(x * _LOG2_E)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = ((((_EXP_5 * r + _EXP_4) * r + _EXP_3) * r + _EXP_2) * r + _EXP_1) * r + _EXP_0
+    power = float32_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    return (p * r * r + r + _ONE) * power
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def gelu_tanh(x):  # type: ignore[no-untyped-def]
+    """Return the tanh approximation of GELU, the activation of every Gemma model."""
+    return x / (_ONE + exp32(_GELU_FACTOR * (x + _GELU_CUBIC * x * x * x)))
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+def rms_norm(x, gain, eps, out):  # type: ignore[no-untyped-def]
+    """Scale each row to unit root mean square, then by the gain.
+
+    Args:
+        x: float32 [num_tokens, hidden_size].
+        gain: float32 [hidden_size]; 1 + the stored weight.
+        eps: float32, added to the mean square; 1e-6 in CodeGemma.
+        out: float32 [num_tokens, hidden_size], fully written.
+
+    Source: google/gemma_pytorch, gemma/model.py, RMSNorm.
+    """
+    hidden_size = x.shape[1]
+    for token in prange(x.shape[0]):
+        square = np.float32(0)
+        for column in range(hidden_size):
+            square += x[token, column] * x[token, column]
+        scale = np.float32(1) / np.sqrt(square / np.float32(hidden_size) + eps)
+        for column in range(hidden_size):
+            out[token, column] = x[token, column] * scale * gain[column]
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def rope(x, cosine, sine):  # type: ignore[no-untyped-def]
+    """Rotate each head's halves by its position's angles, in place.
+
+    Args:
+        x: float32 [num_tokens, num_heads, head_dim].
+        cosine, sine: float32 [num_tokens, head_dim // 2]; of position / rope_theta ** (2 i / head_dim).
+
+    The pairs are (i, i + head_dim / 2). Source: google/gemma_pytorch, gemma/model.py, apply_rotary_emb.
+    """
+    num_heads, half = x.shape[1], x.shape[2] // 2
+    for token in prange(x.shape[0]):
+        for head in range(num_heads):
+            for i in range(half):
+                first, second = x[token, head, i], x[token, head, i + half]
+                x[token, head, i] = first * cosine[token, i] - second * sine[token, i]
+                x[token, head, i + half] = second * cosine[token, i] + first * sine[token, i]
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def geglu(gate, up, out):  # type: ignore[no-untyped-def]
+    """Write gelu_tanh(gate) * up; float32 [num_tokens, intermediate_size] each, out may be gate."""
+    for token in prange(gate.shape[0]):
+        for column in range(gate.shape[1]):
+            out[token, column] = gelu_tanh(gate[token, column]) * up[token, column]
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def quantize_activations(x, codes, scales, sums):  # type: ignore[no-untyped-def]
+    """Round activations to int8 by groups of 32 columns, in the block layout of `matmul.py`.
+
+    Args:
+        x: float32 [num_tokens, columns].
+        codes: int8 [blocks, groups, T, 32], scales: float32 [blocks, groups, T], sums: int32 [blocks, groups, T];
+            fully written, with zeros for the tokens that fill up the last block.
+    """
+    num_tokens = x.shape[0]
+    blocks, groups, tokens = codes.shape[:3]
+    for row in prange(blocks * tokens):
+        block, token = row // tokens, row % tokens
+        for group in range(groups):
+            if row >= num_tokens:
+                codes[block, group, token, :] = 0
+                scales[block, group, token] = 0
+                sums[block, group, token] = 0
+                continue
+            values = x[row, group * GROUP : (group + 1) * GROUP]
+            largest = np.float32(0)
+            for column in range(GROUP):
+                largest = max(largest, abs(values[column]))
+            inverse = _HALF_MAX / largest if largest > 0 else np.float32(0)
+            total = np.int32(0)
+            for column in range(GROUP):
+                code = np.int32(np.rint(values[column] * inverse))
+                codes[block, group, token, column] = code
+                total += code
+            scales[block, group, token] = largest / _HALF_MAX
+            sums[block, group, token] = total
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def block_activations(x, out):  # type: ignore[no-untyped-def]
+    """Copy float32 activations [num_tokens, columns] to [blocks, columns, T], zeros behind the last token."""
+    num_tokens = x.shape[0]
+    blocks, columns, tokens = out.shape
+    for row in prange(blocks * tokens):
+        block, token = row // tokens, row % tokens
+        for column in range(columns):
+            out[block, column, token] = x[row, column] if row < num_tokens else np.float32(0)

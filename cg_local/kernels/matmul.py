@@ -1,0 +1,350 @@
+"""Products of packed weights and activations, generated for the host's instruction set or in portable Numba.
+
+This file owns the inner loops over the tile layout of `packing.py` and the layout of quantized activations. It does not
+know layers or sequences. Invariant: the sum of one output over its groups runs in one fixed order whatever the number
+of tokens, threads or the instruction set's width, so a token's result does not depend on its neighbours in a batch.
+
+Activations of n tokens stand in blocks of T tokens (T = 1 for one token, else BLOCK_TOKENS, filled up with zeros):
+
+    codes   int8    [blocks, groups, T, 32]     round(x / scale), -127..127
+    scales  float32 [blocks, groups, T]         max |x| of the group / 127
+    sums    int32   [blocks, groups, T]         sum of the group's codes
+
+The sums repay the offset of unsigned weight values. Method: LLVM intrinsics through `numba.extending.intrinsic`, which
+hands a Python function an LLVM builder: a loop there is an unrolled loop in the machine code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from cg_local.kernels.instruction_set import (
+    F32,
+    I8,
+    I32,
+    I64,
+    InstructionSet,
+    call,
+    select_instruction_set,
+    splat,
+    splat_constant,
+    vector,
+)
+from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS
+
+BLOCK_TOKENS = 4
+INSTRUCTION_SET = select_instruction_set()
+
+# Bytes of one tile and one group of 32 columns (of 256 columns for the super-scales).
+_C4_CODE_BYTES, _C4_SCALE_BYTES, _C4_SUPER_BYTES = TILE_ROWS * GROUP // 2, TILE_ROWS, 2 * TILE_ROWS
+_I8_CODE_BYTES, _I8_SCALE_BYTES = TILE_ROWS * GROUP, 2 * TILE_ROWS
+_SUBGROUPS = SUPER_GROUP // GROUP
+# How far a decode kernel asks ahead in its stream of codes.
+_PREFETCH_BYTES = 1024
+
+
+class TileBuilder:
+    """Emits the machine code of one tile: TILE_ROWS rows times `num_tokens` tokens over all input columns.
+
+    Rows lie across the lanes of `parts` registers. Float sums live in the block's phi nodes, one per token and part.
+    """
+
+    def __init__(self, instruction_set: InstructionSet, num_tokens: int, builder: ir.IRBuilder) -> None:
+        self.isa, self.num_tokens, self.b = instruction_set, num_tokens, builder
+        self.rows = instruction_set.register_rows
+        self.parts = TILE_ROWS // self.rows
+        self.ints, self.floats = vector(I32, self.rows), vector(F32, self.rows)
+
+    def pointer(self, address: ir.Value, offset: ir.Value | int, element: ir.Type) -> ir.Value:
+        """Return address + offset bytes as a pointer to `element`."""
+        offset = ir.Constant(I64, offset) if isinstance(offset, int) else offset
+        return self.b.inttoptr(self.b.add(address, offset), element.as_pointer())
+
+    def load(self, address: ir.Value, offset: ir.Value | int, element: ir.Type, align: int) -> ir.Value:
+        """Load `element` from address + offset bytes."""
+        return self.b.load(self.pointer(address, offset, element), align=align)
+
+    def times(self, value: ir.Value, factor: int) -> ir.Value:
+        """Multiply an index by a constant."""
+        return self.b.mul(value, ir.Constant(I64, factor))
+
+    def loop(self, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
+        """Run body(index, carried) -> carried for index 0..count-1 (count >= 1); return the last carried values."""
+        b = self.b
+        entry, block, end = b.block, b.append_basic_block("loop"), b.append_basic_block("end")
+        b.branch(block)
+        b.position_at_end(block)
+        index = b.phi(I64)
+        index.add_incoming(ir.Constant(I64, 0), entry)
+        phis = [b.phi(value.type) for value in carried]
+        for phi, value in zip(phis, carried, strict=True):
+            phi.add_incoming(value, entry)
+        results = body(index, phis)
+        following = b.add(index, ir.Constant(I64, 1))
+        index.add_incoming(following, b.block)
+        for phi, value in zip(phis, results, strict=True):
+            phi.add_incoming(value, b.block)
+        b.cbranch(b.icmp_unsigned("<", following, count), block, end)
+        b.position_at_end(end)
+        return list(results)
+
+    def prefetch(self, address: ir.Value, num_bytes: int) -> None:
+        """Ask for the next bytes of a weight stream; worth it only where each line is used once (one token)."""
+        if self.num_tokens == 1:
+            for line in range(0, num_bytes, 64):
+                target = self.pointer(address, _PREFETCH_BYTES + line, I8)
+                flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
+                call(self.b, "llvm.prefetch.p0", ir.VoidType(), target, *flags)
+
+    def zeros(self) -> list[ir.Value]:
+        """Return a zero float sum for each token and part."""
+        return [splat_constant(self.floats, 0.0)] * (self.num_tokens * self.parts)
+
+    def starts(self, sums: ir.Value, first: ir.Value, offset: int) -> list[ir.Value]:
+        """Return each token's integer sum to begin a group with: -offset * sum of its codes, in every lane."""
+        if offset == 0:
+            return [splat_constant(self.ints, 0)] * (self.num_tokens * self.parts)
+        starts: list[ir.Value] = []
+        for token in range(self.num_tokens):
+            total = self.load(sums, self.times(self.b.add(first, ir.Constant(I64, token)), 4), I32, 4)
+            repaid = splat(self.b, self.b.mul(total, ir.Constant(I32, -offset)), self.rows)
+            starts += [repaid] * self.parts
+        return starts
+
+    def code_lane(self, group_codes: ir.Value, token: int, column: int) -> ir.Value:
+        """Return four activation codes of a token, columns column..column+3 of the group, in every lane."""
+        return splat(self.b, self.load(group_codes, token * GROUP + column, I32, 4), self.rows)
+
+    def accumulate(
+        self, sums: list[ir.Value], dots: list[ir.Value], scales: list[ir.Value], code_scales: ir.Value, first: ir.Value
+    ) -> list[ir.Value]:
+        """Add dot * weight scale * activation scale of one group to the float sums."""
+        b, results = self.b, []
+        for token in range(self.num_tokens):
+            offset = self.times(b.add(first, ir.Constant(I64, token)), 4)
+            token_scale = splat(b, self.load(code_scales, offset, F32, 4), self.rows)
+            for part in range(self.parts):
+                at = token * self.parts + part
+                factor = b.fmul(token_scale, scales[part])
+                results.append(self.fma(b.sitofp(dots[at], self.floats), factor, sums[at]))
+        return results
+
+    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """Return x * y + z with one rounding."""
+        return call(self.b, f"llvm.fma.v{self.rows}f32", self.floats, x, y, z)
+
+    def half_scales(self, address: ir.Value, offset: ir.Value) -> list[ir.Value]:
+        """Load TILE_ROWS float16 scales as float32, by parts."""
+        halves = vector(ir.HalfType(), self.rows)
+        return [
+            self.b.fpext(self.load(address, self.b.add(offset, ir.Constant(I64, 2 * self.rows * part)), halves, 2), self.floats)
+            for part in range(self.parts)
+        ]
+
+    def store(self, sums: list[ir.Value], out: ir.Value, stride: ir.Value) -> None:
+        """Store the sums at out[token * stride + row], the stride counted in floats."""
+        for token in range(self.num_tokens):
+            for part in range(self.parts):
+                offset = self.b.add(self.times(stride, 4 * token), ir.Constant(I64, 4 * self.rows * part))
+                self.b.store(sums[token * self.parts + part], self.pointer(out, offset, self.floats), align=4)
+
+
+def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
+    """Return the intrinsic of one c4g32 tile: nibbles looked up in the tensor's codebook, two scales.
+
+    Its arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales and sums, and of
+    the output, then the number of groups of 32 columns and the output's stride in floats between tokens.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(typing_context, codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride = arguments
+            emit = TileBuilder(instruction_set, num_tokens, builder)
+            b, isa = builder, instruction_set
+            table = emit.load(codebook, 0, emit.ints, 1)
+            nibble = splat_constant(emit.ints, 0x0F0F0F0F)
+
+            def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                lines = b.add(codes, emit.times(index, _C4_CODE_BYTES))
+                group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
+                first = emit.times(index, num_tokens)
+                dots = emit.starts(x_sums, first, CODEBOOK_OFFSET)
+                emit.prefetch(lines, _C4_CODE_BYTES)
+                for line in range(GROUP // 8):
+                    for part in range(emit.parts):
+                        both = emit.load(lines, 64 * line + 4 * emit.rows * part, emit.ints, 1)
+                        halves = b.and_(both, nibble), b.and_(b.lshr(both, splat_constant(emit.ints, 4)), nibble)
+                        for half, nibbles in enumerate(halves):
+                            values = isa.lookup(b, table, nibbles)
+                            for token in range(num_tokens):
+                                at = token * emit.parts + part
+                                lane = emit.code_lane(group_codes, token, 8 * line + 4 * half)
+                                dots[at] = isa.dot(b, dots[at], values, lane)
+                scale_bytes = b.add(scales, emit.times(index, _C4_SCALE_BYTES))
+                weight_scales = [
+                    b.sitofp(b.sext(emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1), emit.ints), emit.floats)
+                    for part in range(emit.parts)
+                ]
+                return emit.accumulate(sums, dots, weight_scales, x_scales, first)
+
+            def super_group(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+                base = emit.times(index, _SUBGROUPS)
+
+                def subgroup(step: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    return group(b.add(base, step), sums)
+
+                sums = emit.loop(ir.Constant(I64, _SUBGROUPS), emit.zeros(), subgroup)
+                supers = emit.half_scales(super_scales, emit.times(index, _C4_SUPER_BYTES))
+                return [emit.fma(s, supers[at % emit.parts], t) for at, (s, t) in enumerate(zip(sums, totals, strict=True))]
+
+            emit.store(emit.loop(b.udiv(groups, ir.Constant(I64, _SUBGROUPS)), emit.zeros(), super_group), out, stride)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 10), generate
+
+    return tile
+
+
+def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
+    """Return the intrinsic of one i8g64 tile; arguments as in `make_c4g32_tile` without super_scales and codebook."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(typing_context, codes, scales, x_codes, x_scales, x_sums, out, groups, stride):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            codes, scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
+            emit = TileBuilder(instruction_set, num_tokens, builder)
+            b, isa = builder, instruction_set
+
+            def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                lines = b.add(codes, emit.times(index, _I8_CODE_BYTES))
+                group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
+                first = emit.times(index, num_tokens)
+                dots = emit.starts(x_sums, first, isa.signed_offset)
+                emit.prefetch(lines, _I8_CODE_BYTES)
+                for line in range(GROUP // 4):
+                    for part in range(emit.parts):
+                        offset = 64 * line + 4 * emit.rows * part
+                        weights = isa.signed_weights(b, emit.load(lines, offset, emit.ints, 1))
+                        for token in range(num_tokens):
+                            at = token * emit.parts + part
+                            dots[at] = isa.signed_dot(b, dots[at], weights, emit.code_lane(group_codes, token, 4 * line))
+                scale_group = b.udiv(index, ir.Constant(I64, INT8_GROUP // GROUP))
+                weight_scales = emit.half_scales(scales, emit.times(scale_group, _I8_SCALE_BYTES))
+                return emit.accumulate(sums, dots, weight_scales, x_scales, first)
+
+            emit.store(emit.loop(groups, emit.zeros(), group), out, stride)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 8), generate
+
+    return tile
+
+
+def make_bf16_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
+    """Return the intrinsic of one bf16 tile on float32 activations [columns][num_tokens].
+
+    Its arguments are addresses of codes, activations and the output, the number of columns and the output's stride.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(typing_context, codes, x, out, columns, stride):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            codes, x, out, columns, stride = arguments
+            emit = TileBuilder(instruction_set, num_tokens, builder)
+            b = builder
+            words = vector(ir.IntType(16), emit.rows)
+
+            def column(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                line = b.add(codes, emit.times(index, 2 * TILE_ROWS))
+                results = list(sums)
+                for part in range(emit.parts):
+                    bits = b.zext(emit.load(line, 2 * emit.rows * part, words, 1), emit.ints)
+                    weights = b.bitcast(b.shl(bits, splat_constant(emit.ints, 16)), emit.floats)
+                    for token in range(num_tokens):
+                        at = token * emit.parts + part
+                        offset = b.add(emit.times(index, 4 * num_tokens), ir.Constant(I64, 4 * token))
+                        value = splat(b, emit.load(x, offset, F32, 4), emit.rows)
+                        results[at] = emit.fma(weights, value, sums[at])
+                return results
+
+            emit.store(emit.loop(columns, emit.zeros(), column), out, stride)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 5), generate
+
+    return tile
+
+
+if INSTRUCTION_SET is not None:
+    _c4g32_one, _c4g32_block = (make_c4g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+    _i8g64_one, _i8g64_block = (make_i8g64_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+    _bf16_one, _bf16_block = (make_bf16_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+    """Multiply a c4g32 matrix by quantized activations.
+
+    Args:
+        codes, scales, super_scales, codebook: the parts of `packing.part_layout`; float16 as its uint16 bits.
+        x_codes, x_scales, x_sums: quantized activations as in the module's docstring.
+        out: float32 [blocks * T, tiles * 16], fully written.
+    """
+    groups, stride = scales.shape[1], out.shape[1]
+    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
+    for tile in prange(codes.shape[0]):
+        code = codes.ctypes.data + tile * groups * _C4_CODE_BYTES
+        scale = scales.ctypes.data + tile * groups * _C4_SCALE_BYTES
+        super_scale = super_scales.ctypes.data + tile * (groups // _SUBGROUPS) * _C4_SUPER_BYTES
+        for block in range(blocks):
+            first = block * groups * tokens
+            x, xs, xc = x_codes.ctypes.data + first * GROUP, x_scales.ctypes.data + first * 4, x_sums.ctypes.data + first * 4
+            y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
+            if tokens == 1:
+                _c4g32_one(code, scale, super_scale, codebook.ctypes.data, x, xs, xc, y, groups, stride)
+            else:
+                _c4g32_block(code, scale, super_scale, codebook.ctypes.data, x, xs, xc, y, groups, stride)
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul_c4g32`."""
+    stride = out.shape[1]
+    blocks, groups, tokens = x_codes.shape[:3]
+    for tile in prange(codes.shape[0]):
+        code = codes.ctypes.data + tile * groups * _I8_CODE_BYTES
+        scale = scales.ctypes.data + tile * scales.shape[1] * _I8_SCALE_BYTES
+        for block in range(blocks):
+            first = block * groups * tokens
+            x, xs, xc = x_codes.ctypes.data + first * GROUP, x_scales.ctypes.data + first * 4, x_sums.ctypes.data + first * 4
+            y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
+            if tokens == 1:
+                _i8g64_one(code, scale, x, xs, xc, y, groups, stride)
+            else:
+                _i8g64_block(code, scale, x, xs, xc, y, groups, stride)
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matmul_bf16(codes, x, out):  # type: ignore[no-untyped-def]
+    """Multiply a bf16 matrix by float32 activations.
+
+    Args:
+        codes: uint16 [tiles, columns, 16].
+        x: float32 [blocks, columns, T].
+        out: float32 [blocks * T, tiles * 16], fully written.
+    """
+    stride = out.shape[1]
+    blocks, columns, tokens = x.shape
+    for tile in prange(codes.shape[0]):
+        code = codes.ctypes.data + tile * columns * 2 * TILE_ROWS
+        for block in range(blocks):
+            y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
+            if tokens == 1:
+                _bf16_one(code, x.ctypes.data + block * columns * tokens * 4, y, columns, stride)
+            else:
+                _bf16_block(code, x.ctypes.data + block * columns * tokens * 4, y, columns, stride)

@@ -1,0 +1,89 @@
+"""The same products as `matmul.py` in plain Numba: for processors without a generator class, and an oracle in tests.
+
+This file owns no layout and no instruction. Invariant: its integer sums equal the generated kernels', its float sums
+differ by rounding only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from cg_local.kernels.bits import float32_from_bits, float32_from_half
+from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+    """Multiply a c4g32 matrix by quantized activations; arguments as in `matmul.matmul_c4g32`."""
+    groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
+    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
+    for tile in prange(codes.shape[0]):
+        dots = np.empty(TILE_ROWS, np.int32)
+        sums = np.empty(TILE_ROWS, np.float32)
+        totals = np.empty(TILE_ROWS, np.float32)
+        for block in range(blocks):
+            for token in range(tokens):
+                totals[:] = 0
+                for group in range(groups):
+                    if group % per_super == 0:
+                        sums[:] = 0
+                    x = x_codes[block, group, token]
+                    dots[:] = -CODEBOOK_OFFSET * x_sums[block, group, token]
+                    for line in range(GROUP // 8):
+                        lanes = codes[tile, group * (GROUP // 8) + line]
+                        for row in range(TILE_ROWS):
+                            for byte in range(4):
+                                both = lanes[4 * row + byte]
+                                low, high = codebook[0, both & 15], codebook[0, both >> 4]
+                                dots[row] += np.int32(low) * x[8 * line + byte] + np.int32(high) * x[8 * line + 4 + byte]
+                    factor = x_scales[block, group, token]
+                    for row in range(TILE_ROWS):
+                        sums[row] += np.float32(dots[row]) * (factor * np.float32(scales[tile, group, row]))
+                        if group % per_super == per_super - 1:
+                            totals[row] += sums[row] * float32_from_half(super_scales[tile, group // per_super, row])
+                for row in range(TILE_ROWS):
+                    out[block * tokens + token, tile * TILE_ROWS + row] = totals[row]
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul.matmul_i8g64`."""
+    blocks, groups, tokens = x_codes.shape[:3]
+    for tile in prange(codes.shape[0]):
+        dots = np.empty(TILE_ROWS, np.int32)
+        sums = np.empty(TILE_ROWS, np.float32)
+        for block in range(blocks):
+            for token in range(tokens):
+                sums[:] = 0
+                for group in range(groups):
+                    x = x_codes[block, group, token]
+                    dots[:] = 0
+                    for line in range(GROUP // 4):
+                        lanes = codes[tile, group * (GROUP // 4) + line]
+                        for row in range(TILE_ROWS):
+                            for byte in range(4):
+                                dots[row] += np.int32(lanes[4 * row + byte]) * x[4 * line + byte]
+                    factor = x_scales[block, group, token]
+                    for row in range(TILE_ROWS):
+                        scale = float32_from_half(scales[tile, group * GROUP // INT8_GROUP, row])
+                        sums[row] += np.float32(dots[row]) * (factor * scale)
+                for row in range(TILE_ROWS):
+                    out[block * tokens + token, tile * TILE_ROWS + row] = sums[row]
+
+
+@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matmul_bf16(codes, x, out):  # type: ignore[no-untyped-def]
+    """Multiply a bf16 matrix by float32 activations; arguments as in `matmul.matmul_bf16`."""
+    blocks, columns, tokens = x.shape
+    for tile in prange(codes.shape[0]):
+        sums = np.empty(TILE_ROWS, np.float32)
+        for block in range(blocks):
+            for token in range(tokens):
+                sums[:] = 0
+                for column in range(columns):
+                    value = x[block, column, token]
+                    for row in range(TILE_ROWS):
+                        sums[row] += float32_from_bits(np.uint32(codes[tile, column, row]) << np.uint32(16)) * value
+                for row in range(TILE_ROWS):
+                    out[block * tokens + token, tile * TILE_ROWS + row] = sums[row]
