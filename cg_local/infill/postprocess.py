@@ -1,0 +1,370 @@
+"""Where the middle ends and what of it is kept.
+
+This file owns the modes (line, block), the stops that are taken while text is being generated, and the trimming of what
+runs into the text after the gap. It knows no tokens and no model. Invariant: what `push` has returned so far is a
+beginning of the final text, whatever comes next, so a terminal never shows text that is taken back.
+
+A stop names itself (`line`, `block`, `suffix`, `repetition`); a cut names itself in `trimmed`: `line`, `block`,
+`suffix_overlap`, `repetition` or `blank_tail`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .syntax import CLOSERS, Scan, Syntax, scan, syntax_of
+
+MODES = ("auto", "line", "block")
+
+_BLANK = " \t\r\n"
+# How far around the gap brackets and strings are looked at: a statement of more lines is hardly ever written by hand.
+_CONTEXT_LINES = 200
+_CONTEXT_CHARS = 20_000
+# One line that equals the next line of the file ends the middle at once from this length on; shorter ones ("else:",
+# "pass", "}") are often meant, and are cut only at the very end.
+_TELLING_LINE_CHARS = 8
+# A run is a repetition when lines of a period up to 4 stand 4 times over.
+_MAX_PERIOD_LINES = 4
+_MAX_COPIES = 4
+_STUTTER = re.compile(r"(.{1,12}?)\1{23}\Z", re.DOTALL)
+_TWO_BLANK_LINES = re.compile(r"\n[ \t]*\n[ \t]*\n")
+
+
+@dataclass(frozen=True)
+class GapShape:
+    """How the gap lies in its lines.
+
+    Attributes:
+        line_prefix: text left of the gap on its line.
+        line_suffix: text right of the gap on its line; "" where the gap consists of whole lines.
+        following: the next lines of the file that are not blank, without trailing blanks.
+        is_whole_lines: the gap starts at a line start and the text after it too, so the middle ends with a line break.
+        line_quote: the string or comment that is open at the start of the gap's line (see `Scan.quote`).
+        quote: the same at the gap.
+        closes_quote: the text after the gap closes the string that is open at the gap.
+        num_closable: how many brackets opened before the gap the middle may close; the text after it closes the rest.
+        next_closer: the first closer after the gap whose bracket was opened before it; "" if there is none.
+    """
+
+    line_prefix: str
+    line_suffix: str
+    following: tuple[str, ...]
+    is_whole_lines: bool
+    line_quote: str
+    quote: str
+    closes_quote: bool
+    num_closable: int
+    next_closer: str
+
+
+def gap_shape(prefix: str, suffix: str, syntax: Syntax) -> GapShape:
+    """Describe the gap between a prefix and a suffix."""
+    line_prefix = prefix[prefix.rfind("\n") + 1 :]
+    is_whole_lines = not line_prefix and not suffix.startswith("\n")
+    head = suffix[:_CONTEXT_CHARS].split("\n")[:_CONTEXT_LINES]
+    near = _near_prefix(prefix)
+    before = scan(near, syntax)
+    after = scan(_near_suffix(head), syntax, before.quote)
+    closers = [closer for _, closer in after.unmatched]
+    return GapShape(
+        line_prefix=line_prefix,
+        line_suffix="" if is_whole_lines else head[0],
+        following=tuple(line.rstrip(_BLANK) for line in head[0 if is_whole_lines else 1 :] if line.strip(_BLANK)),
+        is_whole_lines=is_whole_lines,
+        line_quote=scan(near[: len(near) - len(line_prefix)], syntax).quote,
+        quote=before.quote,
+        closes_quote=after.quote_end is not None,
+        num_closable=max(0, len(before.open_brackets) - len(closers)),
+        next_closer=closers[0] if closers else "",
+    )
+
+
+def choose_mode(shape: GapShape, syntax: Syntax) -> str:
+    """Return "line" where code stands right of the gap or the gap lies in a comment, else "block"."""
+    if shape.is_whole_lines and shape.following:
+        return "line"
+    if shape.line_suffix.strip(_BLANK + CLOSERS):
+        return "line"
+    return "line" if shape.quote and shape.quote == syntax.line_comment else "block"
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A stop: the middle ends at `position`, because of `reason`; `name` is how `trimmed` calls what was cut."""
+
+    position: int
+    reason: str
+    name: str
+
+
+class MiddleTrimmer:
+    """Follows a middle while it is written: says when to stop, and what can be shown already.
+
+    Attributes:
+        mode: "line" or "block", as chosen.
+        text: the text so far; the final one after `finish`.
+        stop_reason: why generation should stop, None as long as it should go on.
+        trimmed: names of the cuts, in the order in which they were made.
+    """
+
+    def __init__(self, prefix: str, suffix: str, mode: str = "auto", path: str | None = None) -> None:
+        """Look at the text around the gap.
+
+        Args:
+            prefix: text before the gap, lines ending with "\\n".
+            suffix: text after the gap.
+            mode: one of MODES.
+            path: name of the file; its suffix tells the language.
+
+        Raises:
+            ValueError: the mode is unknown.
+        """
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+        self._syntax = syntax_of(path)
+        self._shape = gap_shape(prefix, suffix, self._syntax)
+        self.mode = choose_mode(self._shape, self._syntax) if mode == "auto" else mode
+        self.text = ""
+        self.stop_reason: str | None = None
+        self.trimmed: tuple[str, ...] = ()
+        self._num_shown = 0
+
+    def push(self, piece: str) -> str:
+        """Take the next piece of generated text; return what can be shown for good.
+
+        A piece that leads to a stop ends the text at the stop; pieces after it are ignored.
+        """
+        for character in piece:  # one by one, so that the pieces' borders change nothing
+            if self.stop_reason is not None:
+                break
+            is_line_start = not self.text[self.text.rfind("\n") + 1 :].strip(_BLANK)
+            self.text += character
+            # A stop can only fall on a line break, on a closing mark or on the first character of a line.
+            if character in "\n)]}\"'`/" or (is_line_start and character not in " \t"):
+                self._stop_here()
+            elif len(self.text) % 16 == 0:
+                self._stop_on_stutter()
+        shown = self.text[self._num_shown : self._safe_length()]
+        self._num_shown += len(shown)
+        return shown
+
+    def finish(self) -> str:
+        """End the text: trim its tail and return what has not been shown yet."""
+        self._cut(self._overlap_start(), "suffix_overlap")
+        self._trim_blank_tail()
+        rest = self.text[self._num_shown :]
+        self._num_shown = len(self.text)
+        return rest
+
+    def _stop_here(self) -> None:
+        found = self._scan()
+        rules = (self._suffix_stop, self._line_stop if self.mode == "line" else self._block_stop, self._repetition_stop)
+        cuts = [cut for rule in rules if (cut := rule(found)) is not None]
+        if cuts:
+            first = min(cuts, key=lambda cut: cut.position)
+            self.stop_reason = first.reason
+            self._cut(first.position, first.name)
+
+    def _cut(self, position: int, name: str) -> None:
+        if self.text[position:].strip(_BLANK):
+            self.trimmed += (name,)
+        self.text = self.text[:position]
+
+    # Stops
+
+    def _suffix_stop(self, found: Scan) -> _Cut | None:
+        """The middle closes what the text after the gap closes, or repeats its next line."""
+        shape = self._shape
+        if shape.closes_quote and found.quote_end is not None:
+            return _Cut(found.quote_end, "suffix", "suffix_overlap")
+        for position, closer in found.unmatched[shape.num_closable :]:
+            if closer == shape.next_closer:
+                return _Cut(position, "suffix", "suffix_overlap")
+        if self.text.endswith("\n"):
+            start = self._overlap_start()
+            lines = [line for line in self.text[start:].split("\n") if line.strip(_BLANK)]
+            if len(lines) > 1 or (lines and len(lines[0].strip(_BLANK)) >= _TELLING_LINE_CHARS):
+                return _Cut(start, "suffix", "suffix_overlap")
+        return None
+
+    def _line_stop(self, found: Scan) -> _Cut | None:
+        """The first line break ends the middle; where the gap is at a line's end, the first one after some text."""
+        if not self.text.endswith("\n"):
+            return None
+        shape = self._shape
+        may_lead = not shape.line_suffix.strip(_BLANK) and shape.quote != self._syntax.line_comment
+        if may_lead and not self.text.strip(_BLANK):
+            return None
+        return _Cut(len(self.text) - (not shape.is_whole_lines), "line", "line")
+
+    def _block_stop(self, found: Scan) -> _Cut | None:
+        """A line with less indentation than the gap's block ends the middle; at the top level, two blank lines do."""
+        content = self.text.rstrip(_BLANK)
+        if not content:
+            return None
+        start = self.text.rfind("\n") + 1
+        if start == 0 or start in found.inner_lines or start in self._inner_lines_of_gap():
+            return None
+        level = self._block_level()
+        if level == 0 and _TWO_BLANK_LINES.search(self.text, len(content)):
+            return _Cut(len(content), "block", "block")
+        line, end = self.text[start:], len(self.text[:start].rstrip(_BLANK))
+        if end and line.strip(_BLANK) and _indent(line) < level:
+            return _Cut(end, "block", "block")
+        return None
+
+    def _inner_lines_of_gap(self) -> set[int]:
+        """Line starts of the text within brackets or strings that the gap's line opens left of the gap."""
+        lead = self._shape.line_prefix
+        found = scan(lead + self.text, self._syntax, self._shape.line_quote)
+        return {position - len(lead) for position in found.inner_lines}
+
+    def _block_level(self) -> int:
+        """Return the indentation, in columns, below which a line lies outside of the gap's block."""
+        shape = self._shape
+        lines = (shape.line_prefix + self.text).split("\n")
+        if shape.line_prefix.strip(_BLANK):
+            base = _indent(lines[0])
+            if not _opens_block(lines[0], self._syntax):
+                return base
+            body = next((_indent(line) for line in lines[1:] if line.strip(_BLANK)), base + 1)
+            return max(base, body)
+        level = next((_indent(line) for line in lines if line.strip(_BLANK)), 0)
+        outer = _indent(shape.following[0]) if shape.following else 0
+        # On an indented empty line the user has chosen the level; on an unindented one the text after it may be outer.
+        return min(level, outer) if outer and not shape.line_prefix else level
+
+    def _repetition_stop(self, found: Scan) -> _Cut | None:
+        """The same few lines over and over again."""
+        if self.text.endswith("\n"):
+            start, num_lines, period = self._repeated_tail()
+            if num_lines >= (_MAX_COPIES - 1) * period > 0:
+                return _Cut(start, "repetition", "repetition")
+        return None
+
+    def _stop_on_stutter(self) -> None:
+        stutter = _STUTTER.search(self.text, max(0, len(self.text) - 300))
+        if stutter and stutter[1].strip(" \t\n-=#*~_"):
+            self.stop_reason = "repetition"
+
+    # What may still be cut
+
+    def _safe_length(self) -> int:
+        """Return how much of the text no later stop and no trimming can take back."""
+        if self.stop_reason is None:
+            length = min(self._overlap_start(is_whole=False), self._repeated_tail()[0])
+        else:
+            length = self._overlap_start()
+        shape = self._shape
+        if shape.closes_quote and len(shape.quote) > 1:
+            length = min(length, len(self.text.rstrip("*" if shape.quote == "/*" else shape.quote)))
+        if self.mode == "block" or not shape.line_suffix.strip(_BLANK):
+            length = len(self.text[:length].rstrip(_BLANK))
+        return max(length, self._num_shown)
+
+    def _repeated_tail(self) -> tuple[int, int, int]:
+        """Return where the repeated lines at the end start, how many whole lines they are, and their period."""
+        lines = self.text.split("\n")
+        best = (len(self.text), 0, 0)
+        for period in range(1, _MAX_PERIOD_LINES + 1):
+            index = len(lines) - 1
+            if index < period or not lines[index - period].startswith(lines[index]):
+                continue
+            while index > period and lines[index - 1] == lines[index - 1 - period]:
+                index -= 1
+            num_lines = len(lines) - 1 - index
+            if not any(line.strip(_BLANK) for line in lines[index:]):
+                continue
+            start = sum(len(line) + 1 for line in lines[:index])
+            if start < best[0]:
+                best = (start, num_lines, period)
+        return best
+
+    def _overlap_start(self, is_whole: bool = True) -> int:
+        """Return where the tail of the text starts that equals what follows the gap; its length if there is none.
+
+        Args:
+            is_whole: the tail must repeat whole lines, or the whole rest of the gap's line; else a beginning of them
+                that may still grow is enough.
+        """
+        shape = self._shape
+        rest = shape.line_suffix.strip(_BLANK)
+        if rest:
+            return self._rest_overlap_start(shape.line_suffix.rstrip(_BLANK), is_whole)
+        starts = [0] if not shape.line_prefix.strip(_BLANK) else []
+        starts += [match.end() for match in re.finditer("\n", self.text)]
+        for start in starts:
+            lead = shape.line_prefix if start == 0 else ""
+            lines = [line for line in (lead + self.text[start:]).split("\n") if line.strip(_BLANK)]
+            if lines and self._repeats_following(lines, is_whole) and not (is_whole and self._closes_own(start)):
+                return start
+        return len(self.text)
+
+    def _repeats_following(self, lines: list[str], is_whole: bool) -> bool:
+        """Whether the lines are the next ones of the file; the last may be the beginning of one unless `is_whole`."""
+        following = self._shape.following[: len(lines)]
+        *whole, last = (line.rstrip(_BLANK) for line in lines)
+        if len(lines) > len(following) or tuple(whole) != following[:-1]:
+            return False
+        expected = following[-1]
+        return last == expected or (not is_whole and expected.startswith(last))
+
+    def _rest_overlap_start(self, rest: str, is_whole: bool) -> int:
+        bare = rest.lstrip(_BLANK)
+        if len(bare) < 2 and bare not in CLOSERS:
+            return len(self.text)
+        for text in (self.text.rstrip(_BLANK), self.text):
+            for wanted in (rest, bare):
+                sizes = [len(wanted)] if is_whole else range(min(len(wanted), len(text)), 0, -1)
+                for size in sizes:
+                    if text.endswith(wanted[:size]) and not (is_whole and self._closes_own(len(text) - size)):
+                        return len(text) - size
+        return len(self.text)
+
+    def _closes_own(self, start: int) -> bool:
+        """Whether the text from `start` on closes a bracket that the text before it opened, and so belongs to it."""
+        alone = len(scan(self.text[start:], self._syntax).unmatched)
+        return alone > sum(position >= start for position, _ in self._scan().unmatched)
+
+    def _scan(self) -> Scan:
+        return scan(self.text, self._syntax, self._shape.quote)
+
+    def _trim_blank_tail(self) -> None:
+        shape = self._shape
+        if shape.line_suffix.strip(_BLANK):
+            return
+        content = self.text.rstrip(_BLANK)
+        if shape.is_whole_lines and content and "\n" in self.text[len(content) :]:
+            content += "\n"
+        if len(content) < len(self.text):
+            self.trimmed += ("blank_tail",)
+            self.text = content
+
+
+def _indent(line: str) -> int:
+    """Indentation in columns, a tab reaching to the next multiple of 8."""
+    return len((line[: len(line) - len(line.lstrip(" \t"))]).expandtabs(8))
+
+
+def _opens_block(line: str, syntax: Syntax) -> bool:
+    """Whether the next lines belong to this one: it ends with a colon, or a bracket of it is still open."""
+    code = line.split(syntax.line_comment)[0] if syntax.line_comment else line
+    return code.rstrip(_BLANK).endswith(":") or bool(scan(line, syntax).open_brackets)
+
+
+def _near_prefix(prefix: str) -> str:
+    """The end of the prefix from the last line on that starts a top-level statement."""
+    lines = prefix[-_CONTEXT_CHARS:].split("\n")[-_CONTEXT_LINES:]
+    for index in range(len(lines) - 1, 0, -1):
+        if lines[index][:1] not in ("", " ", "\t", ")", "]", "}", "#", '"', "'"):
+            return "\n".join(lines[index:])
+    return "\n".join(lines)
+
+
+def _near_suffix(head: list[str]) -> str:
+    """The beginning of the suffix up to the next line that starts a top-level statement."""
+    for index in range(1, len(head)):
+        if head[index][:1] not in ("", " ", "\t", ")", "]", "}", "#", '"', "'"):
+            return "\n".join(head[:index])
+    return "\n".join(head)
