@@ -38,7 +38,7 @@ class PromptPart:
     """What a prompt keeps of one text.
 
     Attributes:
-        name: "prefix", "suffix", "text", or the path of a context file.
+        name: "prefix", "suffix", "text", or the path of a context file (which counts with its path line).
         num_tokens: ids kept.
         total_tokens: ids of the whole text; estimated from its length if something was cut.
         num_lines: lines kept; a line that alone exceeds the budget may be kept in part.
@@ -112,7 +112,7 @@ def infill_prompt(
     room = max_prompt_tokens - 4  # BOS and three FIM ids
     before, after = _encode_end(tokenizer, prefix, room), _encode_start(tokenizer, suffix, room)
     needed = _check_room(room, len(before) + len(after), num_control=4)
-    path_ids = _path_line(tokenizer, path)
+    path_ids = tokenizer.encode(_path_line(path))
     omitted = []
     if room - len(path_ids) < needed:
         omitted.append(f"path line of {len(path_ids):,} tokens")
@@ -238,11 +238,9 @@ def _unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _path_line(tokenizer: Tokenizer, path: str | None) -> list[int]:
-    """Encode a path as a line of its own; characters that could break the line become "?"."""
-    if not path:
-        return []
-    return tokenizer.encode("".join(letter if letter.isprintable() else "?" for letter in path) + "\n")
+def _path_line(path: str | None) -> str:
+    """Return a path as a line of its own ("" for none); characters that could break the line become "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in path) + "\n" if path else ""
 
 
 def _encode_end(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
@@ -311,14 +309,13 @@ def _nearest_files(
     parts: list[PromptPart] = []
     token_ids: list[int] = []
     for path, text in reversed(context):
-        text = _unix_lines(text)
-        body = _encode_start(tokenizer, text, room)
-        file_ids = [*_path_line(tokenizer, path), *body, tokenizer.file_separator_id]
-        if len(file_ids) > room:
+        file = _path_line(path) + _unix_lines(text)  # encoded as one: no control id stands between path and text
+        file_ids = _encode_start(tokenizer, file, room - 1)
+        if len(file_ids) >= room:
             break
-        room -= len(file_ids)
-        token_ids = file_ids + token_ids
-        parts.insert(0, _part(tokenizer, path, text, body))
+        room -= len(file_ids) + 1
+        token_ids = [*file_ids, tokenizer.file_separator_id, *token_ids]
+        parts.insert(0, _part(tokenizer, path, file, file_ids))
     return parts, token_ids
 
 
