@@ -28,8 +28,8 @@ _EXP_2, _EXP_1, _EXP_0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1
 _ONE, _HALF_MAX = np.float32(1.0), np.float32(127.0)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def exp32(x):  # type: ignore[no-untyped-def]
+@njit(inline="always")
+def exp32(x):
     """Return exp(x) for float32 x clamped to [-87, 87]; relative error below 2e-7. Vectorizes, unlike math.exp."""
     x = min(max(x, -_EXP_LIMIT), _EXP_LIMIT)
     n = np.rint(x * _LOG2_E)
@@ -39,14 +39,14 @@ def exp32(x):  # type: ignore[no-untyped-def]
     return (p * r * r + r + _ONE) * power
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def gelu_tanh(x):  # type: ignore[no-untyped-def]
+@njit(inline="always")
+def gelu_tanh(x):
     """Return the tanh approximation of GELU, the activation of every Gemma model."""
     return x / (_ONE + exp32(_GELU_FACTOR * (x + _GELU_CUBIC * x * x * x)))
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
-def rms_norm(x, gain, eps, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def rms_norm(x, gain, eps, out):
     """Scale each row to unit root mean square, then by the gain.
 
     Args:
@@ -67,8 +67,8 @@ def rms_norm(x, gain, eps, out):  # type: ignore[no-untyped-def]
             out[token, column] = x[token, column] * scale * gain[column]
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def rope(x, cosine, sine):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def rope(x, cosine, sine):
     """Rotate each head's halves by its position's angles, in place.
 
     Args:
@@ -86,16 +86,16 @@ def rope(x, cosine, sine):  # type: ignore[no-untyped-def]
                 x[token, head, i + half] = second * cosine[token, i] + first * sine[token, i]
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def geglu(gate, up, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def geglu(gate, up, out):
     """Write gelu_tanh(gate) * up; float32 [num_tokens, intermediate_size] each, out may be gate."""
     for token in prange(gate.shape[0]):
         for column in range(gate.shape[1]):
             out[token, column] = gelu_tanh(gate[token, column]) * up[token, column]
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def quantize_activations(x, codes, scales, sums):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def quantize_activations(x, codes, scales, sums):
     """Round activations to int8 by groups of 32 columns, in the block layout of `matmul.py`.
 
     Args:
@@ -127,8 +127,8 @@ def quantize_activations(x, codes, scales, sums):  # type: ignore[no-untyped-def
             sums[block, group, token] = total
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def block_activations(x, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def block_activations(x, out):
     """Copy float32 activations [num_tokens, columns] to [blocks, columns, T], zeros behind the last token."""
     num_tokens = x.shape[0]
     blocks, columns, tokens = out.shape

@@ -34,7 +34,7 @@ def widen(stored: Any, out: Any) -> None:
     raise NotImplementedError("only compiled code calls this")
 
 
-@overload(widen)  # type: ignore[untyped-decorator]
+@overload(widen)
 def _widen(stored: Any, out: Any) -> Any:
     if stored.dtype == types.uint16:
 
@@ -56,7 +56,7 @@ def narrow(value: Any, stored: Any, i: Any) -> None:
     raise NotImplementedError("only compiled code calls this")
 
 
-@overload(narrow)  # type: ignore[untyped-decorator]
+@overload(narrow)
 def _narrow(value: Any, stored: Any, i: Any) -> Any:
     if stored.dtype == types.uint16:
 
@@ -71,8 +71,8 @@ def _narrow(value: Any, stored: Any, i: Any) -> Any:
     return to_float
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def write_pages(x, pages, slots):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def write_pages(x, pages, slots):
     """Write new tokens' keys or values into their page slots.
 
     Args:
@@ -89,8 +89,8 @@ def write_pages(x, pages, slots):  # type: ignore[no-untyped-def]
                 narrow(x[token, head, i], stored, i)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
-def attend_partition(queries, positions, keys, values, block_table, kv_head, start, stop, peak, mass, total):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def attend_partition(queries, positions, keys, values, block_table, kv_head, start, stop, peak, mass, total):
     """Attend over the context tokens start..stop-1, causally.
 
     Args:
@@ -139,8 +139,8 @@ def attend_partition(queries, positions, keys, values, block_table, kv_head, sta
             add_weighted_values(scores, value_page, seen, sums)
 
 
-@njit(inline="always", fastmath=_FAST)  # type: ignore[untyped-decorator]
-def add_weighted_values(weights, values, count, sums):  # type: ignore[no-untyped-def]
+@njit(inline="always", fastmath=_FAST)
+def add_weighted_values(weights, values, count, sums):
     """Add weights[j] * values[j] for j < count to sums, four rows at a time so that sums is read and written less."""
     head_dim = sums.shape[0]
     fours = count - count % 4
@@ -155,8 +155,8 @@ def add_weighted_values(weights, values, count, sums):  # type: ignore[no-untype
             sums[i] += w * v[i]
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def join_partition(peak, mass, total, all_peak, all_mass, all_total):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def join_partition(peak, mass, total, all_peak, all_mass, all_total):
     """Join one partition's result into the running result of the partitions before it; arrays as in attend_partition."""
     for row in range(peak.shape[0]):
         highest = max(peak[row], all_peak[row])
@@ -167,8 +167,8 @@ def join_partition(peak, mass, total, all_peak, all_mass, all_total):  # type: i
         all_peak[row] = highest
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def gather_queries(q, kv_head, group_heads, first_token, num_tokens, first_position, scale, queries, positions):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def gather_queries(q, kv_head, group_heads, first_token, num_tokens, first_position, scale, queries, positions):
     """Collect the query rows of some tokens and one KV head's group of heads, scaled."""
     for token in range(num_tokens):
         for head in range(group_heads):
@@ -178,8 +178,8 @@ def gather_queries(q, kv_head, group_heads, first_token, num_tokens, first_posit
                 queries[row, i] = q[first_token + token, kv_head * group_heads + head, i] * scale
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def scatter_results(mass, total, kv_head, group_heads, first_token, num_tokens, out):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def scatter_results(mass, total, kv_head, group_heads, first_token, num_tokens, out):
     """Write total / mass of each row to its token and head of out."""
     head_dim = total.shape[1]
     for token in range(num_tokens):
@@ -191,8 +191,8 @@ def scatter_results(mass, total, kv_head, group_heads, first_token, num_tokens, 
                 out[first_token + token, column + i] = total[row, i] * inverse
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def attend_prefill(q, keys, values, block_table, first_position, scale, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def attend_prefill(q, keys, values, block_table, first_position, scale, out):
     """Causal attention of a run of new tokens of one sequence, whose K and V are already in the pages.
 
     Args:
@@ -215,7 +215,11 @@ def attend_prefill(q, keys, values, block_table, first_position, scale, out):  #
         rows = count * group_heads
         queries, positions = np.empty((rows, head_dim), np.float32), np.empty(rows, np.int64)
         gather_queries(q, kv_head, group_heads, first, count, first_position, scale, queries, positions)
-        peak, mass, total = np.empty(rows, np.float32), np.empty(rows, np.float32), np.empty((rows, head_dim), np.float32)
+        peak, mass, total = (
+            np.empty(rows, np.float32),
+            np.empty(rows, np.float32),
+            np.empty((rows, head_dim), np.float32),
+        )
         all_peak, all_mass = np.full(rows, _LOWEST), np.zeros(rows, np.float32)
         all_total = np.zeros((rows, head_dim), np.float32)
         end = first_position + first + count
@@ -226,8 +230,8 @@ def attend_prefill(q, keys, values, block_table, first_position, scale, out):  #
         scatter_results(all_mass, all_total, kv_head, group_heads, first, count, out)
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def attend_decode(q, keys, values, block_table, first_position, scale, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def attend_decode(q, keys, values, block_table, first_position, scale, out):
     """The same as `attend_prefill` for one or a few tokens: the partitions of a long context run in parallel."""
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
@@ -251,5 +255,12 @@ def attend_decode(q, keys, values, block_table, first_position, scale, out):  # 
         all_peak, all_mass = np.full(rows, _LOWEST), np.zeros(rows, np.float32)
         all_total = np.zeros((rows, head_dim), np.float32)
         for partition in range(num_partitions):
-            join_partition(peak[kv_head, partition], mass[kv_head, partition], total[kv_head, partition], all_peak, all_mass, all_total)
+            join_partition(
+                peak[kv_head, partition],
+                mass[kv_head, partition],
+                total[kv_head, partition],
+                all_peak,
+                all_mass,
+                all_total,
+            )
         scatter_results(all_mass, all_total, kv_head, group_heads, 0, num_tokens, out)

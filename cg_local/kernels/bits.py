@@ -19,8 +19,8 @@ _LARGEST_HALF = np.float32(65504.0)
 _HALF = np.float32(0.5)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def float32_from_bits(typing_context, bits):  # type: ignore[no-untyped-def]
+@intrinsic
+def float32_from_bits(typing_context, bits):
     """Return the float32 whose bits are the low 32 of the given integer."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
@@ -30,8 +30,8 @@ def float32_from_bits(typing_context, bits):  # type: ignore[no-untyped-def]
     return types.float32(bits), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def bits_from_float32(typing_context, value):  # type: ignore[no-untyped-def]
+@intrinsic
+def bits_from_float32(typing_context, value):
     """Return the bits of a float32 as uint32."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
@@ -40,15 +40,15 @@ def bits_from_float32(typing_context, value):  # type: ignore[no-untyped-def]
     return types.uint32(types.float32), generate
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def float32_from_half(half):  # type: ignore[no-untyped-def]
+@njit(inline="always")
+def float32_from_half(half):
     """Widen the bits of a finite float16: exponent and mantissa move into place, a product rebiases them."""
     magnitude = float32_from_bits(np.uint32(half & np.uint16(0x7FFF)) << np.uint32(13)) * _REBIAS
     return -magnitude if half & np.uint16(0x8000) else magnitude
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def half_from_float32(value):  # type: ignore[no-untyped-def]
+@njit(inline="always")
+def half_from_float32(value):
     """Round a float32 to the bits of a float16; magnitudes beyond 65504 become 65504."""
     magnitude = min(abs(value), _LARGEST_HALF)
     bits = bits_from_float32(magnitude)

@@ -140,7 +140,9 @@ class Emulated512(Avx512Vnni):
         found = splat_constant(bytes_type, 0)
         for code in range(16):
             value = splat(builder, builder.extract_element(table, ir.Constant(I32, code)), 64)
-            found = builder.select(builder.icmp_unsigned("==", as_bytes, splat_constant(bytes_type, code)), value, found)
+            found = builder.select(
+                builder.icmp_unsigned("==", as_bytes, splat_constant(bytes_type, code)), value, found
+            )
         return builder.bitcast(found, codes.type)
 
 

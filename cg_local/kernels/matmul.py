@@ -141,7 +141,9 @@ class TileBuilder:
         """Load TILE_ROWS float16 scales as float32, by parts."""
         halves = vector(ir.HalfType(), self.rows)
         return [
-            self.b.fpext(self.load(address, self.b.add(offset, ir.Constant(I64, 2 * self.rows * part)), halves, 2), self.floats)
+            self.b.fpext(
+                self.load(address, self.b.add(offset, ir.Constant(I64, 2 * self.rows * part)), halves, 2), self.floats
+            )
             for part in range(self.parts)
         ]
 
@@ -160,8 +162,8 @@ def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
     the output, then the number of groups of 32 columns and the output's stride in floats between tokens.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(typing_context, codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride):  # type: ignore[no-untyped-def]
+    @intrinsic
+    def tile(typing_context, codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
             codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride = arguments
             emit = TileBuilder(instruction_set, num_tokens, builder)
@@ -187,7 +189,10 @@ def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
                                 dots[at] = isa.dot(b, dots[at], values, lane)
                 scale_bytes = b.add(scales, emit.times(index, _C4_SCALE_BYTES))
                 weight_scales = [
-                    b.sitofp(b.sext(emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1), emit.ints), emit.floats)
+                    b.sitofp(
+                        b.sext(emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1), emit.ints),
+                        emit.floats,
+                    )
                     for part in range(emit.parts)
                 ]
                 return emit.accumulate(sums, dots, weight_scales, x_scales, first)
@@ -200,7 +205,9 @@ def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
 
                 sums = emit.loop(ir.Constant(I64, _SUBGROUPS), emit.zeros(), subgroup)
                 supers = emit.half_scales(super_scales, emit.times(index, _C4_SUPER_BYTES))
-                return [emit.fma(s, supers[at % emit.parts], t) for at, (s, t) in enumerate(zip(sums, totals, strict=True))]
+                return [
+                    emit.fma(s, supers[at % emit.parts], t) for at, (s, t) in enumerate(zip(sums, totals, strict=True))
+                ]
 
             emit.store(emit.loop(b.udiv(groups, ir.Constant(I64, _SUBGROUPS)), emit.zeros(), super_group), out, stride)
             return context.get_dummy_value()
@@ -213,8 +220,8 @@ def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
 def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
     """Return the intrinsic of one i8g64 tile; arguments as in `make_c4g32_tile` without super_scales and codebook."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(typing_context, codes, scales, x_codes, x_scales, x_sums, out, groups, stride):  # type: ignore[no-untyped-def]
+    @intrinsic
+    def tile(typing_context, codes, scales, x_codes, x_scales, x_sums, out, groups, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
             codes, scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
             emit = TileBuilder(instruction_set, num_tokens, builder)
@@ -232,7 +239,9 @@ def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
                         weights = isa.signed_weights(b, emit.load(lines, offset, emit.ints, 1))
                         for token in range(num_tokens):
                             at = token * emit.parts + part
-                            dots[at] = isa.signed_dot(b, dots[at], weights, emit.code_lane(group_codes, token, 4 * line))
+                            dots[at] = isa.signed_dot(
+                                b, dots[at], weights, emit.code_lane(group_codes, token, 4 * line)
+                            )
                 scale_group = b.udiv(index, ir.Constant(I64, INT8_GROUP // GROUP))
                 weight_scales = emit.half_scales(scales, emit.times(scale_group, _I8_SCALE_BYTES))
                 return emit.accumulate(sums, dots, weight_scales, x_scales, first)
@@ -251,8 +260,8 @@ def make_bf16_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
     Its arguments are addresses of codes, activations and the output, the number of columns and the output's stride.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(typing_context, codes, x, out, columns, stride):  # type: ignore[no-untyped-def]
+    @intrinsic
+    def tile(typing_context, codes, x, out, columns, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
             codes, x, out, columns, stride = arguments
             emit = TileBuilder(instruction_set, num_tokens, builder)
@@ -286,8 +295,8 @@ if INSTRUCTION_SET is not None:
     _bf16_one, _bf16_block = (make_bf16_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
     """Multiply a c4g32 matrix by quantized activations.
 
     Args:
@@ -303,7 +312,11 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
         super_scale = super_scales.ctypes.data + tile * (groups // _SUBGROUPS) * _C4_SUPER_BYTES
         for block in range(blocks):
             first = block * groups * tokens
-            x, xs, xc = x_codes.ctypes.data + first * GROUP, x_scales.ctypes.data + first * 4, x_sums.ctypes.data + first * 4
+            x, xs, xc = (
+                x_codes.ctypes.data + first * GROUP,
+                x_scales.ctypes.data + first * 4,
+                x_sums.ctypes.data + first * 4,
+            )
             y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
             if tokens == 1:
                 _c4g32_one(code, scale, super_scale, codebook.ctypes.data, x, xs, xc, y, groups, stride)
@@ -311,8 +324,8 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
                 _c4g32_block(code, scale, super_scale, codebook.ctypes.data, x, xs, xc, y, groups, stride)
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):
     """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul_c4g32`."""
     stride = out.shape[1]
     blocks, groups, tokens = x_codes.shape[:3]
@@ -321,7 +334,11 @@ def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore
         scale = scales.ctypes.data + tile * scales.shape[1] * _I8_SCALE_BYTES
         for block in range(blocks):
             first = block * groups * tokens
-            x, xs, xc = x_codes.ctypes.data + first * GROUP, x_scales.ctypes.data + first * 4, x_sums.ctypes.data + first * 4
+            x, xs, xc = (
+                x_codes.ctypes.data + first * GROUP,
+                x_scales.ctypes.data + first * 4,
+                x_sums.ctypes.data + first * 4,
+            )
             y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
             if tokens == 1:
                 _i8g64_one(code, scale, x, xs, xc, y, groups, stride)
@@ -329,8 +346,8 @@ def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore
                 _i8g64_block(code, scale, x, xs, xc, y, groups, stride)
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def matmul_bf16(codes, x, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_bf16(codes, x, out):
     """Multiply a bf16 matrix by float32 activations.
 
     Args:

@@ -13,8 +13,8 @@ from cg_local.kernels.bits import float32_from_bits, float32_from_half
 from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
     """Multiply a c4g32 matrix by quantized activations; arguments as in `matmul.matmul_c4g32`."""
     groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
@@ -36,7 +36,9 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
                             for byte in range(4):
                                 both = lanes[4 * row + byte]
                                 low, high = codebook[0, both & 15], codebook[0, both >> 4]
-                                dots[row] += np.int32(low) * x[8 * line + byte] + np.int32(high) * x[8 * line + 4 + byte]
+                                dots[row] += (
+                                    np.int32(low) * x[8 * line + byte] + np.int32(high) * x[8 * line + 4 + byte]
+                                )
                     factor = x_scales[block, group, token]
                     for row in range(TILE_ROWS):
                         sums[row] += np.float32(dots[row]) * (factor * np.float32(scales[tile, group, row]))
@@ -46,8 +48,8 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
                     out[block * tokens + token, tile * TILE_ROWS + row] = totals[row]
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):
     """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul.matmul_i8g64`."""
     blocks, groups, tokens = x_codes.shape[:3]
     for tile in prange(codes.shape[0]):
@@ -72,8 +74,8 @@ def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):  # type: ignore
                     out[block * tokens + token, tile * TILE_ROWS + row] = sums[row]
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def matmul_bf16(codes, x, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_bf16(codes, x, out):
     """Multiply a bf16 matrix by float32 activations; arguments as in `matmul.matmul_bf16`."""
     blocks, columns, tokens = x.shape
     for tile in prange(codes.shape[0]):
