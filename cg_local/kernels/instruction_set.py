@@ -149,28 +149,19 @@ class Emulated512(Avx512Vnni):
 InstructionSet = Avx2 | Avx512Vnni
 
 
-def host_features() -> set[str]:
-    """Return the processor features that Numba compiles for, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES honoured."""
+def compiled_features() -> set[str]:
+    """Return the processor features that Numba compiles for: the host's, unless NUMBA_CPU_FEATURES names others.
+
+    NUMBA_CPU_NAME alone changes the scheduling, not the features.
+    """
     if numba.config.CPU_FEATURES is not None:
-        named = numba.config.CPU_FEATURES.split(",")
-        return {feature[1:] for feature in named if feature.startswith("+")}
-    if numba.config.CPU_NAME not in (None, "host", llvm.get_host_cpu_name()):
-        return _KNOWN_PROCESSORS.get(numba.config.CPU_NAME, set())
+        return {feature[1:] for feature in numba.config.CPU_FEATURES.split(",") if feature.startswith("+")}
     return {feature for feature, present in llvm.get_host_cpu_features().items() if present}
-
-
-# What NUMBA_CPU_NAME alone promises, for the names that the tests and benchmarks use.
-_KNOWN_PROCESSORS = {
-    "haswell": {"avx2", "fma", "f16c"},
-    "znver3": {"avx2", "fma", "f16c"},
-    "znver4": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni"},
-    "icelake-client": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni"},
-}
 
 
 def select_instruction_set() -> InstructionSet | None:
     """Return the best instruction set that has a generator class here, or None for the portable path."""
-    features = host_features()
+    features = compiled_features()
     if {"avx512f", "avx512bw", "avx512vnni"} <= features:
         return Avx512Vnni()
     if {"avx2", "fma"} <= features:
