@@ -1,0 +1,265 @@
+"""Trains a model from a recipe on a prepared corpus.
+
+    python -m cg_local.training.train RECIPE.toml RUN_DIR --corpus DIR --tokenizer FILE (--total-steps N | --deadline HH:MM | --minutes M)
+
+Owns the loop: steps, validation, checkpoints, the log, and stopping in order. Started again with the same RUN_DIR it goes
+on where the last checkpoint stands. SIGTERM and SIGINT end it with a checkpoint.
+Invariant: with --total-steps, a run that was interrupted gives the same weights, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cg_local.errors import TrainingError
+from cg_local.training import checkpoint as checkpoints
+from cg_local.training import dataset, model, optimizer
+from cg_local.training.packing import Batch, BatchStream, prefetch
+from cg_local.training.recipe import Recipe, load_recipe
+
+StepFunction = Callable[..., tuple[model.Params, optax.OptState, dict[str, jax.Array]]]
+
+
+@dataclass
+class Clock:
+    """How much of the run is done.
+
+    Attributes:
+        total_steps: length in steps, or None where time decides.
+        seconds_left_at: takes nothing and gives the seconds until the deadline.
+        elapsed: training seconds so far, earlier sessions of the run included.
+    """
+
+    total_steps: int | None
+    seconds_left: Callable[[], float]
+    elapsed: float = 0.0
+
+    def progress(self, step: int) -> float:
+        """Share of the run done, 0..1; by time it is elapsed / (elapsed + time left), so that pauses do not count."""
+        if self.total_steps is not None:
+            return min(1.0, step / self.total_steps)
+        left = max(0.0, self.seconds_left())
+        return self.elapsed / max(self.elapsed + left, 1e-9) if left else 1.0
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: weights, optimizer state, step, data position, tokens seen, seconds of training."""
+
+    params: model.Params
+    opt_state: optax.OptState
+    step: int = 0
+    position: tuple[int, int] = (0, 0)
+    tokens: int = 0
+    elapsed: float = 0.0
+
+
+def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted mean loss of a batch, and the plain means over all tokens and over middles, in nats per token."""
+    losses = model.batch_losses(params, recipe.model, batch.token_ids, batch.document_ids, batch.positions)
+    is_target, is_middle = batch.weights > 0, batch.weights == recipe.data.middle_weight
+    figures = {
+        "loss": jnp.sum(losses * is_target) / jnp.sum(is_target),
+        "middle_loss": jnp.sum(losses * is_middle) / jnp.maximum(1, jnp.sum(is_middle)),
+        "tokens": jnp.sum(is_target),
+    }
+    return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights), figures
+
+
+def make_step(recipe: Recipe, transformation: optax.GradientTransformation) -> StepFunction:
+    """The compiled update: (params, opt_state, batch arrays, rate factor) to new params, new opt_state, figures."""
+
+    def step(
+        params: model.Params, opt_state: optax.OptState, arrays: tuple[jax.Array, ...], factor: jax.Array
+    ) -> tuple[model.Params, optax.OptState, dict[str, jax.Array]]:
+        (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
+        updates, opt_state = transformation.update(gradients, opt_state, params)
+        params = jax.tree.map(lambda weight, update: weight + factor * update, params, updates)
+        return params, opt_state, {**figures, "gradient_norm": optax.global_norm(gradients)}
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def save_state(folder: Path, state: State, recipe: Recipe) -> Path:
+    """Write the state as a checkpoint; see `checkpoint.save`."""
+    leaves = jax.tree.leaves(state.opt_state)
+    arrays = {f"params/{name}": np.asarray(value) for name, value in state.params.items()}
+    arrays |= {f"optimizer/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
+    record = {"step": state.step, "position": list(state.position), "tokens": state.tokens, "elapsed": state.elapsed}
+    return checkpoints.save(folder, state.step, checkpoints.Checkpoint(arrays, {**record, "recipe": asdict(recipe)}))
+
+
+def restore_state(path: Path, fresh: State) -> State:
+    """Read a checkpoint into the structure of a fresh state.
+
+    Raises:
+        TrainingError: the checkpoint belongs to another architecture or optimizer.
+    """
+    saved = checkpoints.load(path)
+    leaves, structure = jax.tree.flatten(fresh.opt_state)
+    wanted = {f"params/{name}": value for name, value in fresh.params.items()}
+    wanted |= {f"optimizer/{number:04d}": leaf for number, leaf in enumerate(leaves)}
+    found = {name: value.shape for name, value in saved.arrays.items()}
+    if found != {name: value.shape for name, value in wanted.items()}:
+        raise TrainingError(f"{path}: made with another recipe (its weights differ in name or shape). Use another run folder.")
+    params = {name: jnp.asarray(saved.arrays[f"params/{name}"]) for name in fresh.params}
+    opt_state = jax.tree.unflatten(structure, [jnp.asarray(saved.arrays[f"optimizer/{i:04d}"]) for i in range(len(leaves))])
+    record = dict(saved.record)
+    block, index = record["position"]  # type: ignore[misc]
+    return State(params, opt_state, int(str(record["step"])), (block, index), int(str(record["tokens"])), float(str(record["elapsed"])))
+
+
+def arrays_of(batch: Batch) -> tuple[np.ndarray, ...]:
+    """The batch's arrays in the order that the compiled step takes."""
+    return batch.token_ids, batch.document_ids, batch.positions, batch.weights
+
+
+class Trainer:
+    """One session of a run."""
+
+    def __init__(self, recipe: Recipe, folder: Path, stream: BatchStream, validation: BatchStream, clock: Clock) -> None:
+        """Start or resume the run in `folder`.
+
+        Args:
+            recipe: the run's recipe; rates and lengths may differ from those it was begun with.
+            folder: checkpoints and `log.jsonl`.
+            stream: training data.
+            validation: held-out data.
+            clock: length of the run.
+        """
+        self.recipe, self.folder, self.stream, self.validation, self.clock = recipe, folder, stream, validation, clock
+        params = model.initial_params(recipe.model, recipe.run.seed)
+        transformation = optimizer.make_optimizer(recipe.optimizer, params)
+        self.state = State(params, transformation.init(params))
+        newest = checkpoints.latest(folder)
+        if newest is not None:
+            self.state = restore_state(newest, self.state)
+        clock.elapsed = self.state.elapsed
+        self.step_function = make_step(recipe, transformation)
+        self.evaluate = jax.jit(lambda params, arrays: weighted_loss(params, recipe, Batch(*arrays))[1])
+        self.is_stopping = False
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: finish the current step, write a checkpoint, return."""
+        self.is_stopping = True
+
+    def log(self, **figures: object) -> None:
+        """Append one line to `log.jsonl`."""
+        state = self.state
+        head = {"step": state.step, "tokens": state.tokens, "elapsed": round(state.elapsed, 1), "time": round(time.time(), 1)}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({**head, **figures}) + "\n")
+
+    def validate(self) -> None:
+        """Log the loss on held-out files; the same batches every time, at the row length 512."""
+        batches = self.validation.batches(0, self.recipe.run.batch_tokens // 512, 512)
+        figures = [self.evaluate(self.state.params, arrays_of(batch)) for batch, _ in zip(batches, range(self.recipe.run.validation_batches), strict=False)]
+        if figures:
+            self.log(**{f"validation_{name}": round(float(np.mean([f[name] for f in figures])), 4) for name in ("loss", "middle_loss")})
+
+    def batches(self) -> Iterator[Batch]:
+        """Training batches; the row length follows the progress, and a new length begins at the next block."""
+        while True:
+            length = self.recipe.run.sequence_length(self.clock.progress(self.state.step))
+            source = prefetch(self.stream, self.state.position, self.recipe.run.batch_tokens // length, length)
+            for position, batch in source:
+                self.state.position = position
+                yield batch
+                if self.recipe.run.sequence_length(self.clock.progress(self.state.step)) != length:
+                    self.state.position = (position[0] + 1, 0)
+                    source.close()  # type: ignore[attr-defined]
+                    break
+
+    def run(self) -> State:
+        """Train until the clock's end or a stop signal; returns the last state, which is also saved."""
+        saved = validated = time.monotonic()
+        batches = self.batches()
+        while self.clock.progress(self.state.step) < 1.0 and not self.is_stopping:
+            begin = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - begin
+            self.take_step(batch, begin, waited)
+            now = time.monotonic()
+            if now - validated > self.recipe.run.validation_seconds:
+                self.validate()
+                validated = time.monotonic()
+            if now - saved > self.recipe.run.checkpoint_seconds:
+                save_state(self.folder, self.state, self.recipe)
+                saved = time.monotonic()
+        if not self.is_stopping:
+            self.validate()
+        save_state(self.folder, self.state, self.recipe)
+        return self.state
+
+    def take_step(self, batch: Batch, begin: float, waited: float) -> None:
+        """One update, with its line in the log; `begin` is when the step started, `waited` the seconds spent on data."""
+        state = self.state
+        factor = optimizer.rate_factor(self.recipe.optimizer, state.step, self.clock.progress(state.step))
+        state.params, state.opt_state, figures = self.step_function(
+            state.params, state.opt_state, arrays_of(batch), jnp.float32(factor)
+        )
+        values = {name: float(value) for name, value in figures.items()}
+        seconds = time.monotonic() - begin
+        state.step += 1
+        state.tokens += int(values.pop("tokens"))
+        state.elapsed += seconds
+        self.clock.elapsed = state.elapsed
+        if not np.isfinite(values["loss"]):
+            raise TrainingError(f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates.")
+        rounded = {name: round(value, 4) for name, value in values.items()}
+        self.log(**rounded, rate=round(factor, 4), seconds=round(seconds, 3), data_seconds=round(waited, 3), length=batch.token_ids.shape[1])
+
+
+def seconds_until(clock_time: str) -> float:
+    """Seconds from now to the next "HH:MM" of the local clock, at the time of the call.
+
+    Raises:
+        TrainingError: not a time.
+    """
+    try:
+        wanted = datetime.time.fromisoformat(clock_time)
+    except ValueError as error:
+        raise TrainingError(f"--deadline {clock_time}: not a time such as 04:20.") from error
+    now = datetime.datetime.now()
+    moment = datetime.datetime.combine(now.date(), wanted)
+    return ((moment if moment > now else moment + datetime.timedelta(days=1)) - now).total_seconds()
+
+
+def main() -> None:
+    """Command line entry; see the module's head."""
+    parser = argparse.ArgumentParser(description="Train a model from a recipe.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--total-steps", type=int)
+    length.add_argument("--deadline", metavar="HH:MM")
+    length.add_argument("--minutes", type=float)
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe)
+    stream, validation = dataset.open_streams(options.corpus, options.tokenizer, recipe)
+    left = seconds_until(options.deadline) if options.deadline else 60.0 * (options.minutes or 0.0)
+    end = time.time() + left
+    trainer = Trainer(recipe, options.folder, stream, validation, Clock(options.total_steps, lambda: end - time.time()))
+    signal.signal(signal.SIGTERM, trainer.stop)
+    signal.signal(signal.SIGINT, trainer.stop)
+    state = trainer.run()
+    print(f"{options.folder}: step {state.step}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
