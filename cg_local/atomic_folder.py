@@ -1,9 +1,9 @@
 """A folder that appears whole or not at all.
 
-This file owns the way from an unfinished sibling folder to the destination: the lock, the removal of what a killed run
-left, fsync and the renames. It does not know what the folder holds. Invariant: at the destination there is at any moment
-what was there before or the finished new folder; a killed process leaves at most hidden siblings (`.NAME.partial`,
-`.NAME.old`, `.NAME.lock`), which the next run on the same destination cleans up.
+This file owns the way from an unfinished sibling folder to the destination: the lock, the removal of what a killed
+run left, fsync and the renames. It does not know what the folder holds. Invariant: at the destination there is at any
+moment what was there before or the finished new folder; a killed process leaves at most hidden siblings
+(`.NAME.partial`, `.NAME.old`, `.NAME.lock`), which the next run on the same destination cleans up.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AtomicFolder:
                 self._drop_lock()
                 raise
         except OSError as cause:
-            raise self._failed(f"cannot be prepared ({cause.strerror})", "choose a folder that can be written") from cause
+            raise self._failed(f"cannot be prepared ({cause.strerror})", "choose a writable place") from cause
         return self
 
     def __exit__(

@@ -1,9 +1,9 @@
 """The model folder on disk: its layout, and opening it by mapping.
 
 This file owns which files and tensors a model folder has, in which order and with which metadata. It does not own the
-bits within a tensor (`packing`), the writing (`model_folder_writer`) or the choice of formats (`quant`). Invariant: the layout of model.safetensors follows
-from config.json and the format of each matrix alone (`file_layout`); a file that deviates in a name, dtype, shape or
-offset is refused at opening, and every tensor starts at a multiple of ALIGNMENT bytes.
+bits within a tensor (`packing`), the writing (`model_folder_writer`) or the choice of formats (`quant`). Invariant: the
+layout of model.safetensors follows from config.json and the format of each matrix alone (`file_layout`); a file that
+deviates in a name, dtype, shape or offset is refused at opening, and parts start at multiples of ALIGNMENT bytes.
 
 A matrix X is stored as the tensors X.codes, X.scales, X.super_scales and X.codebook, as its format needs; a norm gain
 as X, float32, with the 1 of (1 + w) already added. Where a length is no multiple of ALIGNMENT, the tensor NAME.padding
@@ -247,7 +247,7 @@ def _verify(file: SafetensorsFile, tokenizer_path: Path, document: _Document) ->
     for name, entry in file.entries.items():
         digest = hashlib.sha256()
         for start in range(0, entry.num_bytes, READ_BYTES):
-            digest.update(file.read(name, start, min(start + READ_BYTES, entry.num_bytes)))
+            digest.update(file.read(name, start, min(start + READ_BYTES, entry.num_bytes)).data)
         if digest.hexdigest() != document.digests[name]:
             raise ModelFolderError(f"{file.path}: tensor {name}: its bytes do not match their digest; {REMEDY}")
     if hashlib.sha256(tokenizer_path.read_bytes()).hexdigest() != document.tokenizer_digest:

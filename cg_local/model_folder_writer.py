@@ -137,8 +137,8 @@ class ModelFolderWriter:
         """
         data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
         assert self._written[name] + data.nbytes <= self._lengths[name], name
-        self._digests[name].update(data)
-        self._write_at(self._offsets[name] + self._written[name], memoryview(data))
+        self._digests[name].update(data.data)
+        self._write_at(self._offsets[name] + self._written[name], data.data)
         self._written[name] += data.nbytes
 
     def finish(self, details: Mapping[str, object]) -> None:
@@ -212,6 +212,6 @@ def check_replaceable(path: Path) -> None:
     try:
         metadata = SafetensorsFile(path / WEIGHTS_FILE, ModelFolderError).metadata
     except ModelFolderError as cause:
-        raise QuantizeError(f"{path}: not a sound model folder, so it is not overwritten; remove it yourself") from cause
+        raise QuantizeError(f"{path}: not a sound model folder, so it stays; remove it yourself") from cause
     if METADATA_KEY not in metadata:
         raise QuantizeError(f"{path}: holds weights that cg-local did not write; choose another folder")

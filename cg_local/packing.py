@@ -196,7 +196,7 @@ def float32_from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def dequantize(matrix: PackedMatrix) -> NDArray[np.float32]:
     """Return the matrix that a packed matrix stands for, as float32 [rows, columns]."""
-    rows, columns = matrix.shape
+    rows, _ = matrix.shape
     codes = unpack_codes(matrix.format, matrix.parts["codes"], matrix.shape)
     if matrix.format == "bf16":
         return float32_from_bfloat16(codes.astype(np.uint16, copy=False))

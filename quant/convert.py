@@ -1,8 +1,8 @@
 """Streaming conversion: slabs of rows through the search into a model folder.
 
-This file owns the order of work, the threads and the memory bound. It knows no format's details (`encode`) and no file's
-layout (`model_folder_writer`). Invariant: at most `num_threads` + 1 slabs of SLAB_BUDGET bytes altogether are in memory,
-and they are written in order, so the bytes of every tensor are the same for every number of threads.
+This file owns the order of work, the threads and the memory bound. It knows no format's details (`encode`) and no
+file's layout (`model_folder_writer`). Invariant: the slabs in memory together hold at most SLAB_BUDGET bytes of
+float32, and they are written in order, so the bytes of every tensor are the same for every number of threads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cg_local.quant.schemes import QuantizationPlan, TensorPlan, plan_checkpoint
 
 SLAB_BUDGET = 128 << 20  # float32 bytes of all slabs at work together; the search needs about twice that beside
 MAX_SLAB_BYTES = 16 << 20
-SAMPLE_GROUPS = 32768  # groups of a codebook's sample: a million weights
+SAMPLE_GROUPS = 8192  # groups of a codebook's sample; four times as many changed no codebook's error by 0.01 dB
 HASH_BYTES = 4 << 20
 GEMMA_NOTICE = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
@@ -61,7 +61,7 @@ def convert(
     ):
         conversion = _Conversion(checkpoint, writer, pool, threads, plan.num_bytes, on_progress)
         try:
-            reports = tuple(report for tensor in plan.tensors if (report := conversion.write(tensor)))
+            reports = conversion.write_all(plan.tensors)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -96,13 +96,29 @@ class _Conversion:
         self._done_bytes, self._total_bytes = 0, total_bytes
         self._on_progress = on_progress or (lambda done, total, tensor: None)
 
-    def write(self, tensor: TensorPlan) -> TensorReport | None:
-        """Convert one tensor; None for a norm gain, which has no error."""
-        if tensor.format == "f32":
-            # Gemma stores norm weights as offsets from 1. Source: google/gemma_pytorch, gemma/model.py, RMSNorm.
-            self._append(tensor.name, tensor.name, self._checkpoint.tensor(tensor.name) + np.float32(1.0))
+    def write_all(self, tensors: tuple[TensorPlan, ...]) -> tuple[TensorReport, ...]:
+        """Convert tensors in order; the codebook of each is learned while the one before it is converted."""
+        reports = []
+        book = self._learn(tensors[0])
+        for tensor, following in zip(tensors, (*tensors[1:], None), strict=True):
+            next_book = self._learn(following) if following else None
+            if tensor.format == "f32":
+                self._write_gain(tensor)
+            else:
+                reports.append(self._write_matrix(tensor, book.result() if book else None))
+            book = next_book
+        return tuple(reports)
+
+    def _learn(self, tensor: TensorPlan) -> Future[NDArray[np.int64]] | None:
+        if tensor.format != "c4g32":
             return None
-        book = learn_codebook(self._sample(tensor)) if tensor.format == "c4g32" else None
+        return self._pool.submit(lambda: learn_codebook(self._sample(tensor)))
+
+    def _write_gain(self, tensor: TensorPlan) -> None:
+        # Gemma stores norm weights as offsets from 1. Source: google/gemma_pytorch, gemma/model.py, RMSNorm.
+        self._append(tensor.name, tensor.name, self._checkpoint.tensor(tensor.name) + np.float32(1.0))
+
+    def _write_matrix(self, tensor: TensorPlan, book: NDArray[np.int64] | None) -> TensorReport:
         errors = []
         for encoded in self._encoded_slabs(tensor, book):
             for part, values in encoded.parts.items():

@@ -1,7 +1,7 @@
 """Which format each matrix gets: the schemes q4, q8 and bf16.
 
-This file owns the choice of formats and the sizes that follow from it. It reads no weights. Invariant: a plan names every
-matrix of the checkpoint once, in the order of the file, with a format that divides its columns.
+This file owns the choice of formats and the sizes that follow from it. It reads no weights. Invariant: a plan names
+every matrix of the checkpoint once, in the order of the file, with a format that divides its columns.
 """
 
 from __future__ import annotations
