@@ -167,6 +167,13 @@ def test_a_short_side_gives_its_share_to_the_other(tokenizer: Tokenizer) -> None
     assert tokenizer.decode(between(tokenizer, prompt, 69, 68)) == longest_head(tokenizer, long, 200 - num_short)
 
 
+def test_lines_of_many_characters_a_token_fill_the_budget(tokenizer: Tokenizer) -> None:
+    text = (" " * 60 + "x\n") * 400  # 4 tokens of 62 characters
+    before = between(tokenizer, infill_prompt(tokenizer, text, "", max_prompt_tokens=404), 67, 69)
+    after = between(tokenizer, infill_prompt(tokenizer, "", text, max_prompt_tokens=404), 69, 68)
+    assert before == after == tokenizer.encode(text)[:400]
+
+
 @given(prefix=texts, suffix=texts, budget=st.integers(20, 400), path=st.sampled_from([None, "a.py", "deep/" * 9]))
 @settings(max_examples=300, deadline=None)
 def test_a_cut_prompt_keeps_ends_in_budget(
@@ -209,13 +216,14 @@ def test_a_line_longer_than_the_budget_is_cut_between_characters(tokenizer: Toke
         assert budget - 8 < len(prompt.token_ids) <= budget
 
 
-def test_farthest_context_files_are_left_out_first(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(("spare", "num_kept"), [(-1, 2), (0, 3), (5, 3)])
+def test_farthest_context_files_are_left_out_first(tokenizer: Tokenizer, spare: int, num_kept: int) -> None:
     context = [(f"c{number}.py", numbered(4)) for number in range(6)]
-    size = len(tokenizer.encode("c0.py\n")) + len(tokenizer.encode(numbered(4))) + 1
-    prompt = infill_prompt(tokenizer, "a\n", "", context=context, max_prompt_tokens=4 + 2 + 3 * size + size // 2)
-    assert [part.name for part in prompt.parts] == ["c3.py", "c4.py", "c5.py", "prefix", "suffix"]
+    size = len(tokenizer.encode("c0.py\n" + numbered(4))) + 1
+    prompt = infill_prompt(tokenizer, "a\n", "", context=context, max_prompt_tokens=4 + 2 + 3 * size + spare)
+    assert [part.name for part in prompt.parts[:-2]] == [f"c{number}.py" for number in range(6 - num_kept, 6)]
     assert prompt.notice is not None
-    assert prompt.notice.endswith("tokens: left out: 3 of 6 context files")
+    assert prompt.notice.endswith(f"tokens: left out: {6 - num_kept} of 6 context files")
 
 
 def test_the_notice_has_the_numbers(tokenizer: Tokenizer) -> None:
@@ -332,16 +340,18 @@ def test_chat_texts_never_add_control_ids(tokenizer: Tokenizer) -> None:
     assert control_ids(prompt) == [2, 106, 107, 106, 107, 106, 107, 106]
 
 
+@pytest.mark.parametrize("num_left_out", [2, 4, 6])
 def test_chat_leaves_out_the_oldest_turns_and_keeps_the_system_text(
-    tokenizer: Tokenizer, encode_format: Encode
+    tokenizer: Tokenizer, encode_format: Encode, num_left_out: int
 ) -> None:
     turns = [f"turn {number} says {'much ' * 10}" for number in range(7)]
     messages = [{"role": "system", "content": "Be brief."}, *said(*turns)]
-    expected = encode_format(template("Be brief.\n\n" + turns[4], *turns[5:]))
-    prompt = chat_prompt(tokenizer, messages, max_prompt_tokens=len(expected) + 5)
+    kept = turns[num_left_out:]
+    expected = encode_format(template("Be brief.\n\n" + kept[0], *kept[1:]))
+    prompt = chat_prompt(tokenizer, messages, max_prompt_tokens=len(expected))
     assert prompt.token_ids == expected
     assert prompt.truncated
-    assert "left out: the oldest 4 of 7 turns (" in str(prompt.notice)
+    assert f"left out: the oldest {num_left_out} of 7 turns (" in str(prompt.notice)
 
 
 def test_chat_whose_last_question_is_too_long_is_refused(tokenizer: Tokenizer) -> None:
