@@ -1,0 +1,175 @@
+"""Answers as they come and as they are at the end.
+
+This file owns the results that `runtime` hands out and the stream that produces them. It chooses no token and decides
+no stop. Invariant: the pieces of a stream joined together are the text of its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from cg_local.generation import GenerationStats, TextStream
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        text: the answer.
+        stop_reason: "separator", "eos", "max_tokens" or "interrupted"; for an infill also "line", "block", "suffix" or
+            "repetition".
+        num_tokens: tokens chosen for it, those of text that was cut again included.
+        mean_logprob: mean natural logarithm of their probabilities; None without tokens.
+        prompt_tokens: of the prompt; cached_tokens: those of them that were already in the K/V cache.
+        truncated: the prompt left something out to fit; `notice` says in one line what.
+        prefill_seconds: until the first token; decode_seconds: from there to the last.
+        prefill_tokens_per_second, decode_tokens_per_second: None where there was too little to measure.
+    """
+
+    text: str
+    stop_reason: str
+    num_tokens: int
+    mean_logprob: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    truncated: bool = False
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class Infill(Completion):
+    """The text for a gap.
+
+    Attributes:
+        mode: "line" or "block", as used.
+        trimmed: names of what was cut: "line", "block", "suffix_overlap", "repetition", "blank_tail".
+    """
+
+    mode: str = "block"
+    trimmed: tuple[str, ...] = ()
+
+
+Result = TypeVar("Result", bound=Completion)
+
+
+class Trimmer(Protocol):
+    """Follows the text of an answer, ends it and cuts it (`infill.postprocess.MiddleTrimmer`)."""
+
+    text: str
+    stop_reason: str | None
+
+    def push(self, piece: str) -> str:
+        """Take the next piece; return what can be shown."""
+
+    def finish(self) -> str:
+        """End the text; return what has not been shown."""
+
+
+class KeepAll:
+    """The trimmer of answers that are shown as they are."""
+
+    def __init__(self) -> None:
+        """Start with no text."""
+        self.text = ""
+        self.stop_reason: str | None = None
+
+    def push(self, piece: str) -> str:
+        """Keep and show the piece."""
+        self.text += piece
+        return piece
+
+    def finish(self) -> str:
+        """Everything has been shown."""
+        return ""
+
+
+class AnswerStream(Generic[Result]):
+    """An answer that is computed while it is iterated over; yields pieces of text that stay.
+
+    After the end, after `close`, and after a KeyboardInterrupt that hit a piece, `result` holds what there is.
+    """
+
+    def __init__(
+        self, stream: TextStream, trimmer: Trimmer, end_ids: frozenset[int], finish: Callable[[Completion], Result]
+    ) -> None:
+        """Wrap a text stream.
+
+        Args:
+            stream: the generation.
+            trimmer: follows its text.
+            end_ids: the stop tokens that mean "eos"; every other one means "separator".
+            finish: makes the result out of what every answer has; knows the prompt.
+        """
+        self._stream, self._trimmer, self._end_ids, self._finish = stream, trimmer, end_ids, finish
+        self._result: Result | None = None
+
+    @property
+    def result(self) -> Result:
+        """The answer; closes the stream if it has not ended."""
+        self.close()
+        assert self._result is not None
+        return self._result
+
+    def __iter__(self) -> Iterator[str]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> str:
+        """Compute until there is text to show."""
+        while self._result is None:
+            try:
+                piece = next(self._stream)
+            except StopIteration:
+                shown = self._end(_stop_reason(self._stream.stats, self._end_ids))
+            except KeyboardInterrupt:
+                self._end("interrupted")
+                raise
+            else:
+                shown = self._trimmer.push(piece.text)
+                if self._trimmer.stop_reason is not None:
+                    self._stream.close()
+                    shown += self._end(self._trimmer.stop_reason)
+            if shown:
+                return shown
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop computing and keep what there is; no-op after the end."""
+        if self._result is None:
+            self._stream.close()
+            self._end("interrupted")
+
+    def _end(self, stop_reason: str) -> str:
+        rest = self._trimmer.finish()
+        self._result = self._finish(_completion(self._trimmer.text, stop_reason, self._stream.stats))
+        return rest
+
+
+def _completion(text: str, stop_reason: str, stats: GenerationStats) -> Completion:
+    return Completion(
+        text=text,
+        stop_reason=stop_reason,
+        num_tokens=stats.completion_tokens,
+        mean_logprob=stats.mean_logprob,
+        prompt_tokens=stats.prompt_tokens,
+        cached_tokens=stats.cached_tokens,
+        prefill_seconds=stats.prefill_seconds,
+        decode_seconds=stats.decode_seconds,
+        prefill_tokens_per_second=stats.prefill_tokens_per_second,
+        decode_tokens_per_second=stats.decode_tokens_per_second,
+    )
+
+
+def _stop_reason(stats: GenerationStats, end_ids: frozenset[int]) -> str:
+    """Name the end of a generation that nobody stopped from outside."""
+    if stats.stop_id is not None:
+        return "eos" if stats.stop_id in end_ids else "separator"
+    # A full context is a bound on the tokens like any other; the numbers are in the prompt's notice.
+    return "interrupted" if stats.stop_reason == "interrupted" else "max_tokens"

@@ -1,0 +1,165 @@
+"""Names of models to folders: the embedded model's quantized copy, the user's own models, plain paths.
+
+This file owns where models are looked for and the cache of the embedded model. It opens no model. Invariant: a folder
+in the cache is complete from the moment it has its name, whoever wrote it and however many processes wrote at once.
+
+Environment: CG_LOCAL_CACHE is the folder for quantized copies (default: the user's cache folder of the platform),
+CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's data folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cg_local.errors import CgLocalError, ConfigError, ModelFolderError, QuantizeError
+from cg_local.models import EMBEDDED, embedded_checkpoint
+
+DEFAULT_SCHEME = "q4"
+_CHECKPOINT_FILES = ("config.json", "tokenizer.model", "model.safetensors")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where a model lies.
+
+    Attributes:
+        name: what messages and results call it.
+        path: a model folder, or published weights that are yet to be quantized.
+    """
+
+    name: str
+    path: Path
+
+
+def cache_folder() -> Path:
+    """Return the folder for quantized copies of embedded models."""
+    return _folder("CG_LOCAL_CACHE", "user_cache_path")
+
+
+def models_folder() -> Path:
+    """Return the folder in which a model's name is its folder's name."""
+    return _folder("CG_LOCAL_DATA", "user_data_path") / "models"
+
+
+def find_model(name_or_path: str | Path) -> FoundModel:
+    """Find a model without opening or quantizing it.
+
+    Args:
+        name_or_path: an embedded name, the name of a folder in `models_folder`, or a path. A text with a path separator
+            is always a path.
+
+    Raises:
+        ModelFolderError: there is no such model.
+    """
+    text = str(name_or_path)
+    is_name = isinstance(name_or_path, str) and not any(mark and mark in text for mark in (os.sep, os.altsep))
+    if is_name and text in EMBEDDED:
+        return FoundModel(text, embedded_checkpoint(text))
+    if is_name and text not in ("", ".", "..") and (models_folder() / text).is_dir():
+        return FoundModel(text, models_folder() / text)
+    if Path(name_or_path).exists():
+        return FoundModel(text, Path(name_or_path))
+    if not is_name:
+        raise ModelFolderError(f"{text}: no such folder; give a model folder or the name of a model")
+    named = sorted(path.name for path in models_folder().glob("*") if path.is_dir())
+    raise ModelFolderError(
+        f"{text}: no such model or folder; known names: {', '.join([*EMBEDDED, *named])}; published weights "
+        "become a model by `cg-local quantize SOURCE DEST`"
+    )
+
+
+def ready_folder(found: FoundModel, scheme: str | None = None, on_progress: Progress | None = None) -> Path:
+    """Return the model folder of a found model; an embedded one is quantized into the cache when first asked for.
+
+    Args:
+        found: from `find_model`.
+        scheme: for an embedded model, how to quantize it; default DEFAULT_SCHEME.
+        on_progress: see `cg_local.quant.quantize`; not called when nothing is to be quantized.
+
+    Raises:
+        QuantizeError: the cache cannot be written.
+    """
+    if found.name not in EMBEDDED:
+        return found.path
+    folder = cached_folder(found, scheme or DEFAULT_SCHEME)
+    if not folder.exists():
+        _fill_cache(found.path, folder, scheme or DEFAULT_SCHEME, on_progress)
+    return folder
+
+
+def cached_folder(found: FoundModel, scheme: str) -> Path:
+    """Return where the quantized copy of an embedded model lies, or will lie.
+
+    The name holds a digest of the weights and the version of the format, so a newer package never meets an older copy.
+    """
+    from cg_local.model_folder import FORMAT_VERSION
+
+    digest = hashlib.sha256()
+    for name in _CHECKPOINT_FILES:
+        try:
+            digest.update(found.path.joinpath(name).read_bytes())
+        except OSError as error:
+            raise ModelFolderError(
+                f"{found.path / name}: the embedded model cannot be read ({error.strerror}); install cg-local again"
+            ) from error
+    return cache_folder() / f"{found.name}-{scheme}-v{FORMAT_VERSION}-{digest.hexdigest()[:16]}"
+
+
+def renew(found: FoundModel, scheme: str | None = None, on_progress: Progress | None = None) -> Path:
+    """Quantize an embedded model again, in place of a damaged copy in the cache."""
+    folder = cached_folder(found, scheme or DEFAULT_SCHEME)
+    shutil.rmtree(folder, ignore_errors=True)
+    return ready_folder(found, scheme, on_progress)
+
+
+def refuse_scheme(found: FoundModel, scheme: str | None, actual: str) -> None:
+    """Refuse a scheme that a model folder does not have.
+
+    Raises:
+        ConfigError: another scheme was asked for.
+    """
+    if scheme is not None and scheme != actual:
+        raise ConfigError(
+            f"{found.name}: this model folder is {actual}, {scheme} was asked for; leave the scheme out, or run "
+            f"`cg-local quantize SOURCE DEST --scheme {scheme}`"
+        )
+
+
+def _folder(variable: str, function: str) -> Path:
+    if value := os.environ.get(variable):
+        return Path(value)
+    import platformdirs
+
+    path: Path = getattr(platformdirs, function)("cg-local", appauthor=False)
+    return path
+
+
+def _fill_cache(checkpoint: Path, folder: Path, scheme: str, on_progress: Progress | None) -> None:
+    """Quantize beside the place and move there at once: of two processes, the later one takes the winner's."""
+    from cg_local.quant import quantize
+
+    own = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        quantize(checkpoint, own, scheme, overwrite=True, on_progress=on_progress)
+        try:
+            own.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    except OSError as error:
+        raise QuantizeError(
+            f"{folder.parent}: the quantized copy cannot be written ({error.strerror}); make room there, or set "
+            "CG_LOCAL_CACHE to a folder that can be written"
+        ) from error
+    except CgLocalError as error:
+        raise type(error)(f"{error} (CG_LOCAL_CACHE can name another folder than {folder.parent})") from error
+    finally:
+        shutil.rmtree(own, ignore_errors=True)

@@ -1,0 +1,296 @@
+"""The front door: `load` a model, and what can be asked of it.
+
+This file owns how the parts are put together: folder, tokenizer, prompts, engine, stops. It computes nothing itself.
+Invariant: every text that a method returns has no control token in it, and every prompt is cut to the model's context.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
+from cg_local.config import EngineConfig, SamplingParams
+from cg_local.engine import Engine
+from cg_local.errors import CapacityError, ModelFolderError
+from cg_local.generation import stream_text
+from cg_local.infill.postprocess import MiddleTrimmer
+from cg_local.memory import available_bytes, check_memory, memory_need
+from cg_local.model import Model
+from cg_local.model_folder import ModelFolder, open_model_folder
+from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew
+from cg_local.models import EMBEDDED
+from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
+from cg_local.tokenizer import Tokenizer
+
+Notice = Callable[[str], None]
+Messages = Sequence[Mapping[str, str]]
+Answer = TypeVar("Answer", bound=Completion)
+
+
+class LocalModel:
+    """A loaded model.
+
+    It belongs to one thread, and a stream must end (or be closed) before the next question is asked.
+
+    Attributes:
+        name: as asked for.
+        path: the model folder.
+        config: of the network.
+        scheme: "q4", "q8" or "bf16".
+        max_context: tokens of prompt and answer together.
+        tokenizer: text to token ids and back.
+        load_seconds: what loading took.
+    """
+
+    def __init__(self, name: str, folder: ModelFolder, engine: Engine, tokenizer: Tokenizer) -> None:
+        """Bind loaded parts together; use `load` instead."""
+        self.name, self.path, self.config, self.scheme = name, folder.path, folder.config, folder.scheme
+        self.tokenizer = tokenizer
+        self.max_context = engine.max_context
+        self.load_seconds = 0.0
+        self._engine = engine
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits after each token, float32 [num_tokens, vocab_size].
+
+        Args:
+            token_ids: at least one id; `<bos>` is not added.
+
+        Raises:
+            PromptError, CapacityError: no token, an unknown one, or too many.
+        """
+        return self._engine.logits(token_ids)
+
+    @overload
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        path: str | None = ...,
+        *,
+        mode: str = ...,
+        order: str = ...,
+        context: Sequence[tuple[str, str]] = ...,
+        params: SamplingParams | None = ...,
+        max_prompt_tokens: int | None = ...,
+        stream: Literal[False] = ...,
+    ) -> Infill: ...
+
+    @overload
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        path: str | None = ...,
+        *,
+        mode: str = ...,
+        order: str = ...,
+        context: Sequence[tuple[str, str]] = ...,
+        params: SamplingParams | None = ...,
+        max_prompt_tokens: int | None = ...,
+        stream: Literal[True],
+    ) -> AnswerStream[Infill]: ...
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        path: str | None = None,
+        *,
+        mode: str = "auto",
+        order: str = "psm",
+        context: Sequence[tuple[str, str]] = (),
+        params: SamplingParams | None = None,
+        max_prompt_tokens: int | None = None,
+        stream: bool = False,
+    ) -> Infill | AnswerStream[Infill]:
+        """Write the text between two texts.
+
+        Args:
+            prefix: text before the gap, lines ending with "\\n".
+            suffix: text after the gap.
+            path: the file's path, relative to its repository; the model reads it, and its suffix names the language.
+            mode: "line", "block" or "auto"; see `infill.postprocess`.
+            order: "psm", or "spm" (experimental).
+            context: path and text of other files, the nearest last.
+            params: how to sample; default greedy, at most 128 tokens.
+            max_prompt_tokens: bound on the prompt beside the context's.
+            stream: return a stream of text pieces, whose `result` is the Infill, instead of the Infill.
+
+        Raises:
+            PromptError: nothing to go on, or an unknown order.
+            CapacityError: the context leaves no room for a prompt.
+            ValueError: an unknown mode.
+        """
+        params = params or SamplingParams()
+        trimmer = MiddleTrimmer(prefix, suffix, mode, path)
+        prompt = infill_prompt(
+            self.tokenizer,
+            prefix,
+            suffix,
+            path=path,
+            order=order,
+            context=context,
+            max_prompt_tokens=self._room(params, max_prompt_tokens),
+        )
+
+        def finish(answer: Completion) -> Infill:
+            return Infill(**asdict(_with_prompt(answer, prompt)), mode=trimmer.mode, trimmed=trimmer.trimmed)
+
+        stop_ids = self.tokenizer.infill_stop_ids
+        text_stream = stream_text(self._engine, self.tokenizer, prompt.token_ids, params, stop_ids)
+        answers = AnswerStream(text_stream, trimmer, self._end_ids, finish)
+        return answers if stream else _exhaust(answers)
+
+    @overload
+    def complete(
+        self, text: str, *, params: SamplingParams | None = ..., stream: Literal[False] = ...
+    ) -> Completion: ...
+
+    @overload
+    def complete(
+        self, text: str, *, params: SamplingParams | None = ..., stream: Literal[True]
+    ) -> AnswerStream[Completion]: ...
+
+    def complete(
+        self, text: str, *, params: SamplingParams | None = None, stream: bool = False
+    ) -> Completion | AnswerStream[Completion]:
+        """Continue a text.
+
+        Args:
+            text: what comes before.
+            params: how to sample; default greedy, at most 128 tokens.
+            stream: return a stream of text pieces instead of the whole.
+
+        Raises:
+            PromptError, CapacityError: there is no room for the text.
+        """
+        params = params or SamplingParams()
+        prompt = complete_prompt(self.tokenizer, text, max_prompt_tokens=self._room(params, None))
+        answers = self._answer(prompt, params, self.tokenizer.infill_stop_ids)
+        return answers if stream else _exhaust(answers)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        params: SamplingParams | None = ...,
+        stream: Literal[False] = ...,
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, params: SamplingParams | None = ..., stream: Literal[True]
+    ) -> AnswerStream[Completion]: ...
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, params: SamplingParams | None = None, stream: bool = False
+    ) -> Completion | AnswerStream[Completion]:
+        """Answer the last message of a conversation; for instruction-tuned models (7b-it).
+
+        Args:
+            messages: mappings with "role" ("system", "user", "assistant") and "content", oldest first.
+            params: how to sample; default greedy, at most 128 tokens.
+            stream: return a stream of text pieces instead of the whole.
+
+        Raises:
+            PromptError, CapacityError: a malformed conversation, or no room for the last question.
+        """
+        params = params or SamplingParams()
+        prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=self._room(params, None))
+        answers = self._answer(prompt, params, self.tokenizer.chat_stop_ids)
+        return answers if stream else _exhaust(answers)
+
+    @property
+    def _end_ids(self) -> frozenset[int]:
+        return frozenset((self.tokenizer.eos_id, self.tokenizer.end_of_turn_id))
+
+    def _answer(self, prompt: Prompt, params: SamplingParams, stop_ids: frozenset[int]) -> AnswerStream[Completion]:
+        stream = stream_text(self._engine, self.tokenizer, prompt.token_ids, params, stop_ids)
+        return AnswerStream(stream, KeepAll(), self._end_ids, lambda answer: _with_prompt(answer, prompt))
+
+    def _room(self, params: SamplingParams, max_prompt_tokens: int | None) -> int:
+        room = self.max_context - params.max_tokens
+        if room < 1:
+            raise CapacityError(
+                f"max_tokens is {params.max_tokens:,} and the context holds {self.max_context:,} tokens, prompt "
+                "included; ask for fewer tokens or load with a larger context"
+            )
+        return room if max_prompt_tokens is None else min(room, max_prompt_tokens)
+
+
+def load(
+    name_or_path: str | Path = "nano",
+    *,
+    scheme: str | None = None,
+    max_context: int | None = None,
+    num_threads: int | None = None,
+    on_notice: Notice | None = None,
+    on_progress: Progress | None = None,
+) -> LocalModel:
+    """Load a model.
+
+    The embedded model "nano" is quantized into the user's cache when it is first loaded; see `model_store` for the
+    folders and the environment variables that move them.
+
+    Args:
+        name_or_path: "nano", the name of a model in the user's data folder, or the path of a model folder.
+        scheme: for "nano", how to quantize it ("q4", "q8", "bf16"; default "q4"). A model folder has its scheme;
+            another one is refused.
+        max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
+        num_threads: threads of the kernels; default one for each processor that this process may use.
+        on_notice: called with each one-line thing that a user should be told.
+        on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
+
+    Raises:
+        ModelFolderError: no such model, or its folder is damaged.
+        TokenizerError: tokenizer.model is unusable.
+        ConfigError: another scheme than the folder's, or more threads than there are.
+        CapacityError: the memory that is free does not hold the model.
+        QuantizeError: the cache cannot be written.
+    """
+    started = time.perf_counter()
+    found = find_model(name_or_path)
+    folder = _open(found, scheme, on_progress)
+    refuse_scheme(found, scheme, folder.scheme)
+    tokenizer = Tokenizer.from_file(folder.tokenizer_path)
+    tokenizer.check_rows(folder.config.vocab_size, str(folder.path))
+    if on_notice is not None:
+        for notice in tokenizer.notices:
+            on_notice(notice)
+    limit = folder.config.max_position_embeddings
+    config = EngineConfig(max_context=min(max_context or limit, limit), num_threads=num_threads)
+    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
+    check_memory(found.name, memory_need(weight_bytes, folder.config, config), available_bytes())
+    engine = Engine(Model(folder), config, vocab_size=tokenizer.vocab_size)
+    model = LocalModel(found.name, folder, engine, tokenizer)
+    model.load_seconds = time.perf_counter() - started
+    return model
+
+
+def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> ModelFolder:
+    """Open a model's folder; a damaged copy in the cache is made again, a damaged folder of the user's is an error."""
+    try:
+        return open_model_folder(ready_folder(found, scheme, on_progress))
+    except ModelFolderError:
+        if found.name not in EMBEDDED:
+            raise
+        return open_model_folder(renew(found, scheme, on_progress))
+
+
+def _with_prompt(answer: Completion, prompt: Prompt) -> Completion:
+    return Completion(**{**asdict(answer), "truncated": prompt.truncated, "notice": prompt.notice})
+
+
+def _exhaust(stream: AnswerStream[Answer]) -> Answer:
+    for _ in stream:
+        pass
+    return stream.result
