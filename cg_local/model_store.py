@@ -21,6 +21,8 @@ from cg_local.models import EMBEDDED, embedded_checkpoint
 
 DEFAULT_SCHEME = "q4"
 _CHECKPOINT_FILES = ("config.json", "tokenizer.model", "model.safetensors")
+# The largest header that safetensors allows.
+_MAX_HEADER_BYTES = 100_000_000
 
 Progress = Callable[[int, int, str], None]
 
@@ -117,6 +119,18 @@ def renew(found: FoundModel, scheme: str | None = None, on_progress: Progress | 
     folder = cached_folder(found, scheme or DEFAULT_SCHEME)
     shutil.rmtree(folder, ignore_errors=True)
     return ready_folder(found, scheme, on_progress)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder holds (possibly damaged) quantized weights, not published ones."""
+    from cg_local.model_folder import METADATA_KEY, WEIGHTS_FILE
+
+    try:
+        with path.joinpath(WEIGHTS_FILE).open("rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES))
+    except OSError:
+        return False
+    return f'"{METADATA_KEY}"'.encode() in header
 
 
 def refuse_scheme(found: FoundModel, scheme: str | None, actual: str) -> None:

@@ -1,0 +1,82 @@
+"""`cg-local complete`: a text, continued."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cg_local.cli import options
+from cg_local.cli.render import AnswerWriter, follow, notice, print_json, rounded_logprob, show_figures, timings
+from cg_local.cli.session import load_model
+from cg_local.infill.cursor import STANDARD_INPUT, decode_source, read_source
+
+if TYPE_CHECKING:
+    from cg_local.answers import Completion
+    from cg_local.runtime import LocalModel
+
+
+def complete(
+    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="The text to continue; - is standard input.")] = "-",
+    model: options.Model = "nano",
+    scheme: options.OptionalScheme = None,
+    max_tokens: options.MaxTokens = 128,
+    context_tokens: options.ContextTokens = 2048,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Continue a text, without a prompt format; what is written after it goes to stdout.
+
+    \b
+    Examples:
+      printf 'def add(a, b):\\n' | cg-local complete
+      cg-local complete notes.py --max-tokens 64 --temperature 0.4 --seed 7
+    """
+    is_input = file == STANDARD_INPUT
+    source = decode_source(sys.stdin.buffer.read(), "standard input") if is_input else read_source(file)
+
+    from cg_local.config import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
+    stream = loaded.complete(source.text, params=params, stream=True)
+    result = follow(stream, AnswerWriter(source.newline, is_silent=json))
+    if result.notice is not None:
+        notice(result.notice)
+    if json:
+        print_json(_document(file, source.newline, loaded, result))
+    else:
+        show_figures(result)
+    if result.stop_reason == "interrupted":
+        raise typer.Exit(130)
+
+
+def _document(file: str, newline: str, model: LocalModel, result: Completion) -> dict[str, object]:
+    return {
+        "file": file,
+        "model": model.name,
+        "scheme": model.scheme,
+        "text": result.text.replace("\n", newline),
+        "stop_reason": result.stop_reason,
+        "mean_logprob": rounded_logprob(result.mean_logprob),
+        "num_tokens": result.num_tokens,
+        "prompt_tokens": result.prompt_tokens,
+        "cached_tokens": result.cached_tokens,
+        "truncated": result.truncated,
+        "timings": timings(model.load_seconds, result),
+    }

@@ -1,0 +1,95 @@
+"""The group of commands: each one is imported when it is called; errors become one line and an exit status.
+
+This file owns the exit statuses: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted, 141 nobody reads any more
+(128 + the number of the signal, as shells report it). Invariant: no traceback reaches a person without `--debug`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from cg_local.cli.app import COMMANDS, HELP, PROGRAM
+from cg_local.errors import CgLocalError
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+class LazyGroup(TyperGroup):
+    """Knows the commands by name and imports a command's module when that command is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import and return a command; None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        function = getattr(import_module(f"cg_local.cli.{cmd_name}"), cmd_name)
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        settings = {"help_option_names": ["-h", "--help"]}
+        app.command(cmd_name, context_settings=settings, short_help=COMMANDS[cmd_name])(function)
+        return typer.main.get_command(app)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of `app`."""
+        formatter.write(HELP)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; an interrupt and a closed pipe become exit statuses."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # What is still buffered would fail again when the interpreter exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
+
+
+def run(arguments: list[str]) -> NoReturn:
+    """Parse and run; exit with the status.
+
+    Args:
+        arguments: without the program's name. `--debug` may stand anywhere before `--`.
+    """
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    is_debug = "--debug" in options
+    if is_debug:
+        arguments = [*(each for each in options if each != "--debug"), *arguments[len(options) :]]
+    try:
+        _command().main(args=arguments, prog_name=PROGRAM)
+    except Exception as error:
+        if is_debug:
+            raise
+        sys.stderr.write(f"{PROGRAM}: error: {_one_line(error)}\n")
+    sys.exit(1)
+
+
+def _command() -> Any:
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})(_root)
+    return typer.main.get_command(app)
+
+
+def _root() -> None:
+    """What the commands have in common: nothing that a flag of the group would set."""
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, CgLocalError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "the machine has not enough memory left for this"
+    else:
+        text = f"internal error ({type(error).__name__}: {error}); run again with --debug and report it"
+    return " ".join(text.split())

@@ -1,0 +1,113 @@
+"""`cg-local quantize`: published weights to a model folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from cg_local.cli import options
+from cg_local.cli.render import notice, write_stdout
+
+if TYPE_CHECKING:
+    from cg_local.quant.report import QuantizationReport
+    from cg_local.quant.schemes import QuantizationPlan
+
+Progress = Callable[[int, int, str], None]
+
+
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of published weights, or an embedded name.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")],
+    scheme: Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")] = (
+        options.Scheme.q4
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder at DEST.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare its digests.")] = False,
+    threads: Annotated[
+        Optional[int], typer.Option("--threads", min=1, help="Threads of the search; default: every processor.")  # noqa: UP045
+    ] = None,
+) -> None:
+    """Turn published weights (Hugging Face layout) into a model folder that cg-local runs.
+
+    Needs at most 1 GiB of memory for any model. DEST appears whole or not at all.
+
+    \b
+    Examples:
+      cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
+      cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q8 --scheme q8 --verify
+      cg-local quantize ~/Downloads/codegemma-7b /tmp/none --dry-run
+    """
+    from cg_local import quant
+
+    checkpoint = _checkpoint_of(source)
+    if dry_run:
+        plan = quant.plan(checkpoint, scheme.value)
+        for text in plan.notices:
+            notice(text)
+        write_stdout(_plan_text(plan))
+        return
+    with _progress_bar() as on_progress:
+        report = quant.quantize(
+            checkpoint, destination, scheme.value, overwrite=overwrite, on_progress=on_progress, num_threads=threads
+        )
+    for text in report.notices:
+        notice(text)
+    if verify:
+        from cg_local.model_folder import open_model_folder
+
+        open_model_folder(destination, verify=True)
+    write_stdout(_report_text(report, is_verified=verify))
+
+
+def _checkpoint_of(source: str) -> Path:
+    from cg_local.models import EMBEDDED, embedded_checkpoint
+
+    return embedded_checkpoint(source) if source in EMBEDDED else Path(source)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress | None]:
+    """A bar with the time left on stderr; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def show(done: int, total: int, tensor: str) -> None:
+            bar.update(task, completed=done, total=total, description=tensor)
+
+        yield show
+
+
+def _plan_text(plan: QuantizationPlan) -> str:
+    """One line for each format, and the sum."""
+    from cg_local.memory import readable_size
+
+    lines = []
+    for format in dict.fromkeys(tensor.format for tensor in plan.tensors):
+        sizes = [tensor.num_bytes for tensor in plan.tensors if tensor.format == format]
+        lines.append(f"{format:<8}{len(sizes):>5} tensors  {readable_size(sum(sizes)):>10}\n")
+    total = f"{plan.scheme:<8}{len(plan.tensors):>5} tensors  {readable_size(plan.num_bytes):>10}"
+    return "".join(lines) + f"{total}  {plan.bits_per_weight:.2f} bits a weight\n"
+
+
+def _report_text(report: QuantizationReport, *, is_verified: bool) -> str:
+    from cg_local.memory import readable_size
+
+    worst = min(report.tensors, key=lambda tensor: tensor.sqnr_db)
+    quality = "exact" if worst.relative_error == 0 else f"noisiest {worst.name} at {worst.sqnr_db:.1f} dB"
+    return (
+        f"{report.destination}: {report.scheme}, {readable_size(report.num_bytes)}, {report.bits_per_weight:.2f} bits "
+        f"a weight, {report.elapsed_seconds:.1f} s; {quality}{'; verified' if is_verified else ''}\n"
+    )

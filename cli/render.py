@@ -1,0 +1,175 @@
+"""How answers, notices and progress reach a person.
+
+This file owns what goes to stdout and what to stderr. Invariant: the bytes on stdout are the same for a terminal and
+for a pipe, but for a line break that ends the last line on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from cg_local.cli.app import PROGRAM
+
+if TYPE_CHECKING:
+    from cg_local.answers import AnswerStream, Completion
+
+    Answer = TypeVar("Answer", bound=Completion)
+
+# From this many seconds on a wait is explained.
+_LONG_WAIT_SECONDS = 3.0
+_COMPILING = "the first run on a machine compiles the kernels; this takes about a minute, once"
+
+
+def notice(text: str) -> None:
+    """Tell the person something, on stderr."""
+    sys.stderr.write(f"{PROGRAM}: {text}\n")
+    sys.stderr.flush()
+
+
+def print_json(document: Mapping[str, object]) -> None:
+    """Print a document on stdout as one compact line."""
+    write_stdout(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def write_stdout(text: str) -> None:
+    """Write text to stdout as UTF-8, whatever the locale, without translating line breaks."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+    sys.stdout.buffer.flush()
+
+
+class Status:
+    """One line on stderr that is replaced and finally cleared; on anything but a terminal it shows nothing."""
+
+    def __init__(self) -> None:
+        """Start with nothing shown."""
+        self._is_terminal = sys.stderr.isatty()
+        self._lock = threading.Lock()
+        self._is_shown = False
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self._is_terminal:
+            with self._lock:
+                sys.stderr.write(f"\r\x1b[K{text[:79]}")
+                sys.stderr.flush()
+                self._is_shown = True
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._is_shown:
+            with self._lock:
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+                self._is_shown = False
+
+    def progress(self, name: str) -> Callable[[int, int, str], None]:
+        """Return a callback that shows how far the quantizing of the embedded model is."""
+
+        def show(done: int, total: int, tensor: str) -> None:
+            self.show(f"{name}: quantizing for this machine, once: {100 * done // max(total, 1)} %")
+
+        return show
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show a line while something is waited for, and explain a long wait; cleared at the end."""
+        self.show(text)
+        timer = threading.Timer(_LONG_WAIT_SECONDS, lambda: self.show(_COMPILING))
+        timer.daemon = True
+        if self._is_terminal:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.clear()
+
+
+class AnswerWriter:
+    """Writes an answer to stdout: as it comes on a terminal, at once into a pipe."""
+
+    def __init__(self, newline: str = "\n", is_silent: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            newline: the line ending of the file; the answer gets it too.
+            is_silent: write nothing; a document follows.
+        """
+        self._newline, self._is_silent = newline, is_silent
+        self._is_terminal = sys.stdout.isatty()
+        self._written = self._pending = ""
+
+    def write(self, text: str) -> None:
+        """Take a piece of the answer."""
+        self._written += text
+        self._pending += text
+        if self._is_terminal:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write what is pending; on a terminal, end the last line."""
+        if self._is_terminal and not self._written.endswith("\n"):
+            self._pending += "\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, ""
+        if pending and not self._is_silent:
+            write_stdout(pending.replace("\n", self._newline))
+
+
+def follow(stream: AnswerStream[Answer], writer: AnswerWriter) -> Answer:
+    """Write a stream's pieces as they come; an interrupt ends it and keeps what there is.
+
+    Returns:
+        The result; its stop_reason is "interrupted" after an interrupt.
+    """
+    shown = 0
+    pieces = iter(stream)
+    try:
+        with Status().waiting("reading the prompt ..."):
+            piece = next(pieces, "")
+        while piece:
+            writer.write(piece)
+            shown += len(piece)
+            piece = next(pieces, "")
+    except KeyboardInterrupt:
+        stream.close()
+    writer.write(stream.result.text[shown:])
+    writer.finish()
+    return stream.result
+
+
+def show_figures(result: Completion) -> None:
+    """Tell the person how it went, if one is watching."""
+    if not sys.stderr.isatty():
+        return
+    speed = result.decode_tokens_per_second
+    rate = f", {speed:.0f} tokens/s" if speed is not None else ""
+    notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, stopped by {result.stop_reason}")
+
+
+def timings(load_seconds: float, result: Completion) -> dict[str, float | None]:
+    """Return the member `timings` of a document."""
+    return {
+        "load_ms": round(1000 * load_seconds, 1),
+        "prefill_ms": round(1000 * result.prefill_seconds, 1),
+        "decode_ms": round(1000 * result.decode_seconds, 1),
+        "prefill_tokens_per_second": _rounded(result.prefill_tokens_per_second),
+        "decode_tokens_per_second": _rounded(result.decode_tokens_per_second),
+    }
+
+
+def rounded_logprob(value: float | None) -> float | None:
+    """Return a logarithm of a probability with the digits that mean something."""
+    return None if value is None else round(value, 4)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
