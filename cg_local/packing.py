@@ -222,7 +222,8 @@ def dequantize_rows(matrix: PackedMatrix, rows: NDArray[np.integer]) -> NDArray[
     if matrix.format == "i8g64":
         values = codes.reshape(len(codes), columns // 4, TILE_ROWS, 4)[tiles, :, lanes].reshape(len(rows), columns)
         scales = matrix.parts["scales"][tiles, :, lanes].astype(np.float32)
-        return values.astype(np.float32) * np.repeat(scales, INT8_GROUP, axis=1)
+        weights: NDArray[np.float32] = values.astype(np.float32) * np.repeat(scales, INT8_GROUP, axis=1)
+        return weights
     parts = {name: part if name == "codebook" else part[tiles] for name, part in matrix.parts.items()}
     whole = dequantize(PackedMatrix(matrix.format, (len(rows) * TILE_ROWS, columns), parts))
     return whole.reshape(len(rows), TILE_ROWS, columns)[np.arange(len(rows)), lanes]
