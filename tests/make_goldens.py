@@ -66,10 +66,12 @@ def run_transformers(folder: Path, token_ids: list[int]) -> Expected:
     import torch
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    automatic: Any = transformers.AutoModelForCausalLM
-    model = automatic.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    untyped: Any = transformers
+    untyped.utils.logging.set_verbosity_error()
+    untyped.utils.logging.disable_progress_bar()
+    model = untyped.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         output = model(torch.tensor([token_ids]), output_hidden_states=True, use_cache=False)
     # The last of the hidden states has passed the final norm; the others are the residual stream before each layer.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
 from hostile_files import BREAKAGES, join, split
+from numpy.typing import NDArray
 
 from cg_local.errors import CheckpointError, ModelFolderError
 from cg_local.safetensors_file import SafetensorsFile, header_bytes
 
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "b.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "a.weight": np.arange(10, dtype=np.int8),
     "c": np.array(7, dtype=np.uint16),
@@ -143,7 +145,10 @@ def test_safetensors_file_cut_while_open_is_an_error_not_a_crash(path: Path) -> 
 
 @pytest.mark.parametrize("metadata", [{}, {"cg_local": '{"a": [1, "ü"]}'}])
 def test_header_bytes_is_read_by_the_library_and_by_us(tmp_path: Path, metadata: dict[str, str]) -> None:
-    values = {"x": np.arange(32, dtype=np.float32).reshape(2, 16), "y": np.arange(64, dtype=np.uint8)}
+    values: dict[str, NDArray[Any]] = {
+        "x": np.arange(32, dtype=np.float32).reshape(2, 16),
+        "y": np.arange(64, dtype=np.uint8),
+    }
     header, offsets = header_bytes([("x", "F32", (2, 16)), ("y", "U8", (64,))], metadata)
     path = tmp_path / "made.safetensors"
     path.write_bytes(header + b"".join(array.tobytes() for array in values.values()))
