@@ -153,7 +153,7 @@ class BlockManager:
     def _require(self, missing: int, need: str) -> None:
         if missing > len(self._free):
             raise CapacityError(
-                f"K/V cache: {need} page(s) of {self.page_size} tokens, {len(self._free)} of {self.num_pages} are free; "
+                f"K/V cache: {need} page(s) of {self.page_size} tokens, {len(self._free)} of {self.num_pages} free; "
                 "shorten the prompt, ask for fewer tokens, end other sequences or load with a larger max_context"
             )
 

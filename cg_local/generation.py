@@ -7,7 +7,7 @@ pieces joined together are the decoded answer; no piece ends within a character,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
 
 from cg_local.config import SamplingParams
@@ -110,7 +110,7 @@ class TextStream:
             self._end("interrupted")
         self._pieces.close()
 
-    def _generate(self) -> Iterator[TextPiece]:
+    def _generate(self) -> Generator[TextPiece, None, None]:
         try:
             while not self._sequence.is_finished:
                 for output in self._engine.step():

@@ -6,6 +6,8 @@ page is one contiguous run. It knows no sequence and no policy. Invariant: a pag
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ class KVCache:
     def __init__(self, config: ModelConfig, *, num_pages: int, page_size: int, dtype: str) -> None:
         self.num_pages, self.page_size, self.dtype = num_pages, page_size, dtype
         shape = (config.num_layers, num_pages, config.num_kv_heads, page_size, config.head_dim)
-        stored = np.uint16 if dtype == "float16" else np.float32
+        stored: np.dtype[Any] = np.dtype(np.uint16 if dtype == "float16" else np.float32)
         self.keys: Pages = np.zeros(shape, stored)
         self.values: Pages = np.zeros(shape, stored)
 

@@ -1,8 +1,8 @@
 """The Gemma forward pass over kernels: token ids, positions and block tables to logits.
 
 This file owns the order of operations of the network and the activations between them. It does not know requests: what
-belongs to one sequence reaches it as a `SequenceSpan`. Invariant: a token's logits depend on its sequence alone, bit for
-bit, whatever else is in the step and however the prompt was cut into chunks.
+belongs to one sequence reaches it as a `SequenceSpan`. Invariant: a token's logits depend on its sequence alone, bit
+for bit, whatever else is in the step and however the prompt was cut into chunks.
 
 Source of the network: google/gemma_pytorch, gemma/model.py; `reference.py` is the same in plain NumPy.
 """

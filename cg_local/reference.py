@@ -114,7 +114,8 @@ def embed(table: Array, token_ids: NDArray[np.int64], embedding_scale: Embedding
     scale = np.float32(math.sqrt(table.shape[1]))
     if embedding_scale == "bf16":
         scale = float32_from_bfloat16(bfloat16_from_float32(scale.reshape(1)))[0]
-    return table[token_ids] * scale
+    embedded: Array = table[token_ids] * scale
+    return embedded
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -202,7 +203,8 @@ def attention(queries: Array, keys: Array, values: Array) -> Array:
         is_future = np.arange(stop)[None, :] > np.arange(start, stop)[:, None]
         scores[:, :, is_future] = -np.inf
         mixed[:, :, start:stop] = softmax(scores) @ values[:, :, :stop]
-    return mixed.transpose(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
+    attended: Array = mixed.transpose(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
+    return attended
 
 
 def softmax(scores: Array) -> Array:
@@ -242,7 +244,8 @@ def gelu(x: Array) -> Array:
 
 def linear(x: Array, weight: Array) -> Array:
     """Multiply rows by a stored matrix: float32 [num_tokens, inputs], [outputs, inputs] -> [num_tokens, outputs]."""
-    return x @ weight.T
+    product: Array = x @ weight.T
+    return product
 
 
 def _checked_ids(token_ids: Sequence[int], config: ModelConfig) -> NDArray[np.int64]:

@@ -79,7 +79,7 @@ def penalize_repetition(logits: Floats, penalty: float, seen: Collection[int]) -
     if penalty == 1.0 or not seen:
         return logits
     token_ids = np.fromiter(set(seen), np.int64)
-    adjusted = logits.copy()
+    adjusted: Floats = logits.copy()
     values = adjusted[token_ids]
     adjusted[token_ids] = np.where(values > 0, values / np.float32(penalty), values * np.float32(penalty))
     return adjusted

@@ -56,7 +56,7 @@ def test_target_without_a_line_is_refused(text: str) -> None:
 
 
 def test_target_with_a_reversed_range_names_the_right_one() -> None:
-    with pytest.raises(ValueError, match="ends before it begins: write a.py:3-7"):
+    with pytest.raises(ValueError, match=r"ends before it begins: write a\.py:3-7"):
         parse_target("a.py:7-3", nothing_exists)
 
 

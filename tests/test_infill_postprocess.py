@@ -30,8 +30,8 @@ snippets = st.lists(
             '"',
             "'",
             '"""',
+            *("# ", "/* ", "*/", "while True:", "values.append(x)", ",", "\t", "é"),
         ]
-        + ["# ", "/* ", "*/", "while True:", "values.append(x)", ",", "\t", "é"]
     ),
     max_size=14,
 ).map("".join)

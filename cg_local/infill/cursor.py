@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import SourceFileError
+from cg_local.errors import SourceFileError
 
 STANDARD_INPUT = "-"
 # A bound on what is read into memory; the largest hand-written source files have a few megabytes.

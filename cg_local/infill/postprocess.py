@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .syntax import CLOSERS, Scan, Syntax, scan, syntax_of
+from cg_local.infill.syntax import CLOSERS, Scan, Syntax, scan, syntax_of
 
 MODES = ("auto", "line", "block")
 

@@ -157,7 +157,7 @@ def add_weighted_values(weights, values, count, sums):
 
 @njit(nogil=True, cache=True)
 def join_partition(peak, mass, total, all_peak, all_mass, all_total):
-    """Join one partition's result into the running result of the partitions before it; arrays as in attend_partition."""
+    """Join one partition's result into that of the partitions before it; arrays as in `attend_partition`."""
     for row in range(peak.shape[0]):
         highest = max(peak[row], all_peak[row])
         old, new = exp32(all_peak[row] - highest), exp32(peak[row] - highest)

@@ -4,8 +4,8 @@ This file owns how one integer dot product and one table lookup are said in LLVM
 know weight formats or loops. Invariant: for the same operands every class computes the same 32-bit integers, so results
 do not depend on the machine.
 
-A new instruction set is a new class with `register_rows`, `dot` and `lookup` (see `matmul.py` for what they must do) and
-a line in `select_instruction_set`.
+A new instruction set is a new class with the attributes and methods of `Avx2` (see `matmul.py` for how they are used)
+and a line in `select_instruction_set`.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ class TileBuilder:
 def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
     """Return the intrinsic of one c4g32 tile: nibbles looked up in the tensor's codebook, two scales.
 
-    Its arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales and sums, and of
-    the output, then the number of groups of 32 columns and the output's stride in floats between tokens.
+    Its arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales and sums, and
+    of the output, then the number of groups of 32 columns and the output's stride in floats between tokens.
     """
 
     @intrinsic
