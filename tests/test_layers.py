@@ -14,6 +14,7 @@ import pytest
 from source_tree import SourceFile, imported_modules, source_files
 
 LAYERS = (
+    "models",
     "errors",
     "config",
     "packing",
@@ -40,8 +41,8 @@ LAYERS = (
     "runtime",
     "cli",
 )
-# Stand beside the order: data without code, and tools that nothing else imports.
-MODELS, TRAINING = "models", "training"
+# Stands beside the order: nothing else imports it.
+TRAINING = "training"
 
 INSTALLED = source_files(installed_only=True)
 
@@ -73,7 +74,7 @@ def external_imports(file: SourceFile, **options: bool) -> set[str]:
 
 
 def test_every_file_belongs_to_a_layer() -> None:
-    known = {*LAYERS, MODELS, TRAINING, ""}
+    known = {*LAYERS, TRAINING, ""}
     strangers = [file.path for file in INSTALLED if layer_of(str(file.module)) not in known]
     assert not strangers, f"place {strangers} in LAYERS"
 
@@ -85,8 +86,6 @@ def test_every_layer_exists() -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_imports_only_from_above(layer: str) -> None:
     allowed = set(LAYERS[: LAYERS.index(layer) + 1])
-    if layer in ("model_store", "runtime"):
-        allowed.add(MODELS)
     upward = {file.path: sorted(imported_layers(file) - allowed - {""}) for file in files_of(layer)}
     assert not {path: layers for path, layers in upward.items() if layers}
 
