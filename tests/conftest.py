@@ -1,0 +1,65 @@
+"""Fixtures for all tests: a clean environment, and toy models quantized once per session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples every time; time limits belong to pytest-timeout, because the first example may compile a kernel.
+settings.register_profile("cg_local", derandomize=True, deadline=None, database=None)
+settings.load_profile("cg_local")
+
+HOME_VARIABLES = (
+    *("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"),
+)
+
+FolderMaker = Callable[[str, str], Path]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Point every user folder into a temporary one and remove cg-local's own variables; yields that folder."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("CG_LOCAL_")]:
+            patch.delenv(name)
+        for name in HOME_VARIABLES:
+            patch.setenv(name, str(home / name.lower()))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from "mqa" or "mha" to a toy checkpoint folder, written at the first call."""
+    from toy_models import MHA, MQA, write_toy_checkpoint
+
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder_of(family: str) -> Path:
+        folder = root / family
+        if not folder.exists():
+            write_toy_checkpoint(folder, {"mqa": MQA, "mha": MHA}[family], has_tokenizer=True)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Callable[[str], Path]) -> FolderMaker:
+    """A function from ("mqa" or "mha", scheme) to the path of a quantized toy model, made at the first call."""
+    from cg_local.quant import quantize
+
+    root = tmp_path_factory.mktemp("models")
+
+    def folder_of(family: str, scheme: str) -> Path:
+        folder = root / f"{family}-{scheme}"
+        if not folder.exists():
+            quantize(toy_checkpoint(family), folder, scheme)
+        return folder
+
+    return folder_of

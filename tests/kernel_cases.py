@@ -1,0 +1,152 @@
+"""Packed matrices, quantized activations and their float64 products: what the tests of the matrix products share.
+
+This file owns the random and the extreme cases and the oracle. It imports no kernel. Invariant: the oracle computes in
+float64 from unpacked codes, so it shares neither layout nor order of additions with what it judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cg_local.packing import (
+    GROUP,
+    TILE_ROWS,
+    PackedMatrix,
+    bfloat16_from_float32,
+    dequantize,
+    num_tiles,
+    pack_codebook,
+    pack_codes,
+    pack_scales,
+)
+
+FORMATS = ("c4g32", "i8g64", "bf16")
+EPS = 2.0**-24  # half a unit in the last place of float32 just below 1: the largest relative error of one rounding
+CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63])
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Quantized activations by row: codes int8 [num_tokens, columns], scales float32 [num_tokens, columns / 32]."""
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.codes)
+
+    def dequantized(self) -> NDArray[np.float64]:
+        return self.codes.astype(np.float64) * np.repeat(self.scales.astype(np.float64), GROUP, axis=1)
+
+    def in_blocks(self, tokens: int) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
+        """Return codes, scales and sums in the kernels' layout, blocks of `tokens` filled up with zeros."""
+        missing = -self.num_tokens % tokens
+        codes = np.pad(self.codes, ((0, missing), (0, 0))).reshape(-1, tokens, self.codes.shape[1] // GROUP, GROUP)
+        scales = np.pad(self.scales, ((0, missing), (0, 0))).reshape(-1, tokens, self.scales.shape[1])
+        codes = np.ascontiguousarray(codes.swapaxes(1, 2))
+        return codes, np.ascontiguousarray(scales.swapaxes(1, 2)), codes.sum(axis=3, dtype=np.int32)
+
+
+def random_codes(random: np.random.Generator, num_tokens: int, columns: int, *, is_exact: bool = False) -> Codes:
+    """Draw activations; is_exact: scales are 1, so that short float sums are exact."""
+    codes = random.integers(-127, 128, (num_tokens, columns)).astype(np.int8)
+    shape = num_tokens, columns // GROUP
+    return Codes(codes, np.ones(shape, np.float32) if is_exact else random.uniform(0, 3, shape).astype(np.float32))
+
+
+def random_matrix(
+    format: str, random: np.random.Generator, shape: tuple[int, int], *, is_exact: bool = False
+) -> PackedMatrix:
+    """Draw a packed matrix over the whole range of its codes and scales, subnormal float16 scales among them."""
+    rows, columns = shape
+    if format == "bf16":
+        values = random.integers(-64, 65, shape) if is_exact else random.standard_normal(shape)
+        codes = bfloat16_from_float32(values.astype(np.float32))
+        return PackedMatrix(format, shape, {"codes": pack_codes(format, codes)})
+
+    def halves(groups: int) -> NDArray[np.float16]:
+        magnitudes = 2.0 ** random.integers(-24, 3, (rows, groups)) * random.uniform(1, 2, (rows, groups))
+        return np.ones((rows, groups), np.float16) if is_exact else magnitudes.astype(np.float16)
+
+    if format == "i8g64":
+        codes = random.integers(-127, 128, shape).astype(np.int8)
+        scales = pack_scales(halves(columns // 64))
+        return PackedMatrix(format, shape, {"codes": pack_codes(format, codes), "scales": scales})
+    codes = random.integers(0, 16, shape).astype(np.uint8)
+    scales = random.integers(-127, 128, (rows, columns // 32)).astype(np.int8)
+    parts = {
+        "codes": pack_codes(format, codes),
+        "scales": pack_scales(np.ones_like(scales) if is_exact else scales),
+        "super_scales": pack_scales(halves(columns // 256)),
+        "codebook": pack_codebook(CODEBOOK),
+    }
+    return PackedMatrix(format, shape, parts)
+
+
+def extreme_matrix(format: str, shape: tuple[int, int], sign: int) -> PackedMatrix:
+    """Return a matrix whose every code is the format's largest or smallest, with scales of 1."""
+    rows, columns = shape
+    if format == "bf16":
+        codes = bfloat16_from_float32(np.full(shape, sign * 127, np.float32))
+        return PackedMatrix(format, shape, {"codes": pack_codes(format, codes)})
+    if format == "i8g64":
+        codes = np.full(shape, sign * 127, np.int8)
+        scales = pack_scales(np.ones((rows, columns // 64), np.float16))
+        return PackedMatrix(format, shape, {"codes": pack_codes(format, codes), "scales": scales})
+    parts = {
+        "codes": pack_codes(format, np.full(shape, 15 if sign > 0 else 0, np.uint8)),
+        "scales": pack_scales(np.ones((rows, columns // 32), np.int8)),
+        "super_scales": pack_scales(np.ones((rows, columns // 256), np.float16)),
+        "codebook": pack_codebook(CODEBOOK),
+    }
+    return PackedMatrix(format, shape, parts)
+
+
+def weight_arguments(matrix: PackedMatrix) -> tuple[NDArray[np.generic], ...]:
+    """Return the parts in the order of a product's arguments, float16 as its bits.
+
+    They are read-only like the parts of a mapped model folder, so that tests and engine share compiled code.
+    """
+    arguments = [part.view(np.uint16) if part.dtype == np.float16 else part.view() for part in matrix.parts.values()]
+    for argument in arguments:
+        argument.flags.writeable = False
+    return tuple(arguments)
+
+
+def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> NDArray[np.float32]:
+    """Run a product of a module of kernels over blocks of `tokens`; float32 [num_tokens, padded rows]."""
+    num_blocks = -(-x.num_tokens // tokens)
+    out = np.full((num_blocks * tokens, num_tiles(matrix.shape[0]) * TILE_ROWS), np.nan, np.float32)
+    run = getattr(products, f"matmul_{matrix.format}")
+    if matrix.format == "bf16":
+        rows = np.pad(x.dequantized().astype(np.float32), ((0, num_blocks * tokens - x.num_tokens), (0, 0)))
+        blocks = np.ascontiguousarray(rows.reshape(num_blocks, tokens, -1).swapaxes(1, 2))
+        run(*weight_arguments(matrix), blocks, out)
+    else:
+        run(*weight_arguments(matrix), *x.in_blocks(tokens), out)
+    return out[: x.num_tokens]
+
+
+def expected_product(matrix: PackedMatrix, x: Codes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the float64 product [num_tokens, rows] and the error that float32 sums may have at most.
+
+    Each summed term is rounded a constant number of times (at most 4: the scale's factors, the conversion, the
+    product), and each partial sum once. No partial sum exceeds the sum of the magnitudes, so an output of n terms is
+    off by at most (n + 4) * EPS * sum |term|. A term is one group of columns for integer formats, a column for bf16.
+    """
+    weights = dequantize(matrix).astype(np.float64)
+    activations = x.dequantized()
+    if matrix.format == "bf16":
+        activations = activations.astype(np.float32).astype(np.float64)
+    width = 1 if matrix.format == "bf16" else GROUP
+    terms = np.einsum(
+        "tgc,rgc->trg",
+        activations.reshape(x.num_tokens, -1, width),
+        weights.reshape(matrix.shape[0], -1, width),
+        optimize=True,
+    )
+    return terms.sum(axis=2), (terms.shape[2] + 4) * EPS * np.abs(terms).sum(axis=2)
