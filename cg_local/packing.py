@@ -226,7 +226,8 @@ def dequantize_rows(matrix: PackedMatrix, rows: NDArray[np.integer]) -> NDArray[
         return weights
     parts = {name: part if name == "codebook" else part[tiles] for name, part in matrix.parts.items()}
     whole = dequantize(PackedMatrix(matrix.format, (len(rows) * TILE_ROWS, columns), parts))
-    return whole.reshape(len(rows), TILE_ROWS, columns)[np.arange(len(rows)), lanes]
+    taken: NDArray[np.float32] = whole.reshape(len(rows), TILE_ROWS, columns)[np.arange(len(rows)), lanes]
+    return taken
 
 
 def _tile_rows(array: Array) -> Array:

@@ -242,7 +242,8 @@ def _normalize(block: Floats, largest: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _inverse(scale: np.float32) -> np.float32:
-    return np.float32(np.float32(1.0) / scale) if scale else np.float32(0.0)
+    inverse: np.float32 = np.float32(1.0) / scale if scale else np.float32(0.0)
+    return inverse
 
 
 @njit(cache=True, nogil=True)
