@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,10 +160,10 @@ def _fill_cache(checkpoint: Path, folder: Path, scheme: str, on_progress: Progre
     """Quantize beside the place and move there at once: of two processes, the later one takes the winner's."""
     from cg_local.quant import quantize
 
-    own = folder.with_name(f"{folder.name}.{os.getpid()}")
+    own = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        quantize(checkpoint, own, scheme, overwrite=True, on_progress=on_progress)
+        quantize(checkpoint, own, scheme, on_progress=on_progress)
         try:
             own.rename(folder)
         except OSError:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cg_local.cli import options
-from cg_local.cli.render import AnswerWriter, follow, notice, print_json, rounded_logprob, show_figures, timings
-from cg_local.cli.session import load_model
+from cg_local.cli.render import AnswerWriter, end_answer, follow, print_json, rounded_logprob, timings
+from cg_local.cli.session import load_model, sampling
 from cg_local.infill.cursor import STANDARD_INPUT, decode_source, read_source
 
 if TYPE_CHECKING:
@@ -41,29 +41,13 @@ def complete(
     """
     is_input = file == STANDARD_INPUT
     source = decode_source(sys.stdin.buffer.read(), "standard input") if is_input else read_source(file)
-
-    from cg_local.config import SamplingParams
-
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
     loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
     stream = loaded.complete(source.text, params=params, stream=True)
     result = follow(stream, AnswerWriter(source.newline, is_silent=json))
-    if result.notice is not None:
-        notice(result.notice)
     if json:
         print_json(_document(file, source.newline, loaded, result))
-    else:
-        show_figures(result)
-    if result.stop_reason == "interrupted":
-        raise typer.Exit(130)
+    end_answer(result, is_quiet=json)
 
 
 def _document(file: str, newline: str, model: LocalModel, result: Completion) -> dict[str, object]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from cg_local.cli import options
-from cg_local.cli.render import AnswerWriter, follow, notice, print_json, rounded_logprob, show_figures, timings
-from cg_local.cli.session import load_model
+from cg_local.cli.render import AnswerWriter, end_answer, follow, print_json, rounded_logprob, timings
+from cg_local.cli.session import load_model, sampling
 from cg_local.infill.cursor import (
     STANDARD_INPUT,
     Gap,
@@ -66,37 +66,21 @@ def fill(
     place = _parse(target)
     source = _read(place)
     gap = locate(source, place)
-
-    from cg_local.config import SamplingParams
-
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
     loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
     stream = loaded.infill(
         gap.prefix,
         gap.suffix,
-        path if path is not None else _path_for_model(place.file),
+        path or _path_for_model(place.file),
         mode=mode.value,
         order=order.value,
         params=params,
         stream=True,
     )
     result = follow(stream, AnswerWriter(source.newline, is_silent=json))
-    if result.notice is not None:
-        notice(result.notice)
     if json:
         print_json(_document(place, gap, source, loaded, result))
-    else:
-        show_figures(result)
-    if result.stop_reason == "interrupted":
-        raise typer.Exit(130)
+    end_answer(result, is_quiet=json)
 
 
 def _parse(target: str) -> Target:

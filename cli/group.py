@@ -15,9 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from cg_local.cli.app import COMMANDS, HELP, PROGRAM
+from cg_local.cli.render import INTERRUPTED
 from cg_local.errors import CgLocalError
 
-INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 

@@ -41,7 +41,7 @@ def quantize(
     Examples:
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q8 --scheme q8 --verify
-      cg-local quantize ~/Downloads/codegemma-7b /tmp/none --dry-run
+      cg-local quantize ~/Downloads/codegemma-7b ~/models/codegemma-7b-q4 --dry-run
     """
     from cg_local import quant
 

@@ -13,12 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+import typer
+
 from cg_local.cli.app import PROGRAM
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Completion
 
     Answer = TypeVar("Answer", bound=Completion)
+
+# Exit status after an interrupt: 128 + the number of SIGINT, as shells report it.
+INTERRUPTED = 130
 
 # From this many seconds on a wait is explained.
 _LONG_WAIT_SECONDS = 3.0
@@ -146,13 +151,26 @@ def follow(stream: AnswerStream[Answer], writer: AnswerWriter) -> Answer:
     return stream.result
 
 
-def show_figures(result: Completion) -> None:
-    """Tell the person how it went, if one is watching."""
-    if not sys.stderr.isatty():
-        return
-    speed = result.decode_tokens_per_second
-    rate = f", {speed:.0f} tokens/s" if speed is not None else ""
-    notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, stopped by {result.stop_reason}")
+def end_answer(result: Completion, *, is_quiet: bool) -> None:
+    """Tell what was left out of the prompt and, if a person is watching, how it went.
+
+    Args:
+        result: the answer.
+        is_quiet: leave the figures out, because a document holds them.
+
+    Raises:
+        typer.Exit: with status 130, when the answer was interrupted.
+    """
+    if result.notice is not None:
+        notice(result.notice)
+    if not is_quiet and sys.stderr.isatty():
+        speed = result.decode_tokens_per_second
+        rate = f", {speed:.0f} tokens/s" if speed is not None else ""
+        notice(
+            f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, stopped by {result.stop_reason}"
+        )
+    if result.stop_reason == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
 def timings(load_seconds: float, result: Completion) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Loading a model for a command, with its notices and its progress shown."""
+"""What a command needs before it can ask a model: how to sample, and the model, its notices and progress shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,36 @@ from cg_local.cli.options import Scheme
 from cg_local.cli.render import Status, notice
 
 if TYPE_CHECKING:
+    from cg_local.config import SamplingParams
     from cg_local.runtime import LocalModel
+
+
+def sampling(
+    max_tokens: int,
+    seed: int | None,
+    temperature: float,
+    *,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    penalty: float,
+) -> SamplingParams:
+    """Return the options of a command as the engine takes them.
+
+    Raises:
+        ConfigError: a value that the option's own range does not exclude.
+    """
+    from cg_local.config import SamplingParams
+
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        seed=seed,
+    )
 
 
 def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: int | None) -> LocalModel:

@@ -1,0 +1,54 @@
+"""Memory estimates and the refusal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import toy_models
+
+from cg_local.config import EngineConfig, ModelConfig
+from cg_local.errors import CapacityError
+from cg_local.memory import MemoryNeed, available_bytes, check_memory, memory_need, readable_size
+
+CONFIG = ModelConfig.from_dict(toy_models.MHA, "toy")
+
+
+def test_memory_need_counts_keys_and_values_of_whole_pages() -> None:
+    need = memory_need(1000, CONFIG, EngineConfig(max_context=17))
+    # 2 pages of 16 tokens: K and V, layers, heads, head size, 2 bytes.
+    assert need.kv_cache == 2 * 16 * 2 * CONFIG.num_layers * CONFIG.num_kv_heads * CONFIG.head_dim * 2
+    assert need.weights == 1000
+    assert need.total == need.weights + need.kv_cache + need.scratch
+
+
+def test_memory_need_is_bounded_by_the_context_of_the_model() -> None:
+    limit = CONFIG.max_position_embeddings
+    assert memory_need(0, CONFIG, EngineConfig(max_context=10 * limit)) == memory_need(0, CONFIG, EngineConfig())
+
+
+def test_memory_need_of_the_7b_shape_is_what_its_architecture_says() -> None:
+    big = replace(CONFIG, num_layers=28, num_kv_heads=16, num_heads=16, head_dim=256, max_position_embeddings=8192)
+    assert memory_need(0, big, EngineConfig()).kv_cache == 8192 * 28 * 16 * 256 * 2 * 2
+
+
+def test_memory_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    need = MemoryNeed(weights=3 << 30, kv_cache=1 << 30, scratch=256 << 20)
+    message = (
+        r"big: needs 4.2 GiB of memory \(weights 3.0 GiB, K/V 1.0 GiB, scratch 256.0 MiB\), 2.0 GiB are free; "
+        "use a smaller context or a smaller scheme, or close other programs"
+    )
+    with pytest.raises(CapacityError, match=message):
+        check_memory("big", need, 2 << 30)
+    check_memory("big", need, 5 << 30)
+    check_memory("big", need, None)
+
+
+def test_available_memory_is_positive_where_it_is_known() -> None:
+    available = available_bytes()
+    assert available is None or available > 1 << 20
+
+
+@pytest.mark.parametrize(("size", "text"), [(512, "0.5 KiB"), (3 << 19, "1.5 MiB"), (5 << 29, "2.5 GiB")])
+def test_size_is_written_in_binary_units(size: int, text: str) -> None:
+    assert readable_size(size) == text
