@@ -1,0 +1,161 @@
+"""The engine's benchmarks: figures against hand-computed values, the cached reference against the reference."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cg_local import reference
+from cg_local.config import EngineConfig
+from cg_local.errors import CgLocalError
+from cg_local.model_folder import open_model_folder
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import engine_parity
+import engine_speed
+import machine
+import model_loading
+from reference_generation import CachedReference
+
+FolderMaker = Callable[[str, str], Path]
+
+
+def log(*probabilities: float) -> np.ndarray:
+    """Return logits whose softmax has these values."""
+    return np.log(np.array(probabilities, np.float32))
+
+
+def test_parity_figures_equal_hand_computed_values() -> None:
+    expected = np.stack([log(0.5, 0.25, 0.25), log(0.5, 0.25, 0.25)])
+    found = np.stack([log(0.25, 0.5, 0.25), log(0.5, 0.25, 0.25)])
+
+    parity = engine_parity.measure_parity([expected], [found], [[0, 1]])
+
+    # 0.5 ln(0.5/0.25) + 0.25 ln(0.25/0.5) = 0.25 ln 2 at the first position, 0 at the second.
+    assert parity.kl_max == pytest.approx(0.25 * math.log(2), rel=1e-6)
+    assert parity.kl_mean == pytest.approx(0.125 * math.log(2), rel=1e-6)
+    assert parity.top1_agreement == 0.5
+    assert parity.logit_difference_max == pytest.approx(1.0)  # ln 2 over a range of ln 2
+    assert parity.perplexity_reference == pytest.approx(4.0)
+    assert parity.perplexity_engine == pytest.approx(2.0)
+
+
+def test_parity_does_not_depend_on_a_shift_of_the_logits() -> None:
+    logits = np.array([[1.0, 2.0, 300.0]], np.float32)
+
+    assert engine_parity.measure_parity([logits], [logits + 64], None).kl_max == pytest.approx(0.0, abs=1e-12)
+
+
+def test_parity_run_on_a_toy_model(toy_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(toy_checkpoint("mqa")), "--tokens", "64", "--window", "32", "--schemes", "bf16,q4"]
+
+    assert engine_parity.main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["parity"]
+
+    assert [(row["scheme"], row["kv_dtype"]) for row in rows] == [
+        (scheme, kv) for scheme in ("bf16", "q4") for kv in ("float32", "float16")
+    ]
+    assert rows[0]["num_tokens"] == 64
+    assert rows[0]["kl_mean"] < 1e-8 < rows[2]["kl_mean"]
+
+
+@pytest.mark.parametrize("family", ["mqa", "mha"])
+def test_cached_reference_equals_reference(family: str, toy_checkpoint: Callable[[str], Path]) -> None:
+    folder = toy_checkpoint(family)
+    token_ids = [2, *range(300, 340)]
+    model = CachedReference(folder)
+    expected = reference.logits(folder, token_ids)
+
+    found = [model.start(token_ids[:30])] + [model.append(token_id) for token_id in token_ids[30:]]
+
+    # float32 sums in another order: a few units in the last place of the logits' range.
+    tolerance = 2e-6 * float(expected.max() - expected.min())
+    np.testing.assert_allclose(np.stack(found), expected[29:], rtol=0, atol=tolerance)
+
+
+def test_cached_reference_generates_greedily(toy_checkpoint: Callable[[str], Path]) -> None:
+    folder = toy_checkpoint("mqa")
+    model, tokens = CachedReference(folder), [2, 300, 301]
+
+    answer, reason = model.generate(tokens, 4, ())
+    for token_id in answer:
+        assert token_id == int(np.argmax(reference.logits(folder, tokens)[-1]))
+        tokens.append(token_id)
+
+    assert (len(answer), reason) == (4, "max_tokens")
+    assert model.generate([2, 300, 301], 4, answer[:1]) == ([], "stop_id")
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "q4"])
+def test_bytes_per_token_are_the_files_tensors_and_the_cache(scheme: str, toy_folder: FolderMaker) -> None:
+    folder = open_model_folder(toy_folder("mqa", scheme))
+    matrices = sum(part.nbytes for matrix in folder.matrices.values() for part in matrix.parts.values())
+    gains = 4 * 256 * (2 * 2 + 1)
+    cache = 10 * 2 * 2 * 64 * 2  # tokens, K and V, layers, head_dim of one head, bytes of a float16
+
+    assert engine_speed.bytes_per_token(folder, 10, EngineConfig()) == matrices + gains + cache
+
+
+def test_speed_run_on_a_toy_model(
+    toy_folder: FolderMaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"median": 10.0, "min": 9.0, "max": 11.0}
+    monkeypatch.setattr(engine_speed, "read_bandwidth", lambda: {"1": rates})
+    arguments = ["--model", str(toy_folder("mqa", "q4")), "--repeat", "2", "--prefill", "16", "--depths", "0,16"]
+
+    assert engine_speed.main([*arguments, "--new-tokens", "4"]) == 0
+    result = json.loads(capsys.readouterr().out)
+
+    decode = result["decode"]["16"]
+    rate = decode["tokens_per_second"]["median"]
+    assert decode["share_of_bandwidth"] == pytest.approx(rate * decode["bytes_per_token"] / 10e9)
+    assert result["prefill"]["16"]["tokens_per_second"]["min"] > 0
+    assert result["memory"]["peak_resident_bytes"] > 0
+
+
+def test_prompts_of_a_prefill_are_never_cached(toy_folder: FolderMaker) -> None:
+    loaded = model_loading.load(toy_folder("mqa", "q4"), EngineConfig(max_context=128))
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        engine_speed.run(loaded, engine_speed.draw(loaded, random, 64), 1)
+
+    sequence = loaded.engine.add(engine_speed.draw(loaded, random, 64))
+
+    assert sequence.num_cached == 0
+
+
+def test_machine_card_names_machine_and_versions() -> None:
+    card = machine.machine_card()
+
+    assert card["instruction_set"] in ("portable", "avx2", "avx512vnni")
+    assert isinstance(card["num_cores"], int)
+    assert machine.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+def test_model_names_and_folders_are_found_or_refused(toy_folder: FolderMaker) -> None:
+    folder = toy_folder("mqa", "q4")
+
+    assert model_loading.model_path(str(folder)) == folder
+    with pytest.raises(CgLocalError, match="give a folder or `nano`"):
+        model_loading.model_path("no-such-model")
+    with (
+        pytest.raises(CgLocalError, match="of scheme q4, asked for is q8"),
+        model_loading.quantized_folder(folder, "q8"),
+    ):
+        pass
+
+
+def test_quantized_folder_is_kept_where_asked(tmp_path: Path, toy_checkpoint: Callable[[str], Path]) -> None:
+    with model_loading.quantized_folder(toy_checkpoint("mqa"), "q8", tmp_path) as first:
+        assert open_model_folder(first).scheme == "q8"
+    modified = (first / "model.safetensors").stat().st_mtime_ns
+
+    with model_loading.quantized_folder(toy_checkpoint("mqa"), "q8", tmp_path) as second:
+        assert (second, (second / "model.safetensors").stat().st_mtime_ns) == (first, modified)
