@@ -22,6 +22,7 @@ from cg_local.errors import CapacityError, PromptError
 # Largest difference as a share of the logits' range. The stored cases measure at most 6e-7 here; another BLAS sums in
 # another order, which costs a few units in the last place per layer.
 TOLERANCE = 1e-5
+GIVEN_CHECKPOINT = os.environ.get("CG_LOCAL_CHECKPOINT")
 
 
 class Tensors:
@@ -87,11 +88,12 @@ def test_reference_equals_transformers_over_8_layers_and_300_tokens(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif("CG_LOCAL_CHECKPOINT" not in os.environ, reason="CG_LOCAL_CHECKPOINT names no checkpoint folder")
+@pytest.mark.skipif(GIVEN_CHECKPOINT is None, reason="CG_LOCAL_CHECKPOINT names no checkpoint folder")
 def test_reference_equals_transformers_on_a_given_checkpoint() -> None:
     """2B needs 15 GB for transformers. Random weights of that shape measured 4.5e-6 of the range (64 tokens)."""
     pytest.importorskip("transformers")
-    folder = Path(os.environ["CG_LOCAL_CHECKPOINT"])
+    assert GIVEN_CHECKPOINT is not None
+    folder = Path(GIVEN_CHECKPOINT)
     token_ids = GoldenCase({"vocab_size": open_checkpoint(folder).config.vocab_size}, "", 5).token_ids[:64]
     expected = run_transformers(folder, token_ids).logits
 
