@@ -145,11 +145,8 @@ def test_model_names_and_folders_are_found_or_refused(toy_folder: FolderMaker) -
     assert model_loading.model_path(str(folder)) == folder
     with pytest.raises(CgLocalError, match="give a folder or `nano`"):
         model_loading.model_path("no-such-model")
-    with (
-        pytest.raises(CgLocalError, match="of scheme q4, asked for is q8"),
-        model_loading.quantized_folder(folder, "q8"),
-    ):
-        pass
+    with pytest.raises(CgLocalError, match="of scheme q4, asked for is q8"):
+        model_loading.quantized_folder(folder, "q8").__enter__()
 
 
 def test_quantized_folder_is_kept_where_asked(tmp_path: Path, toy_checkpoint: Callable[[str], Path]) -> None:

@@ -45,7 +45,7 @@ def test_reader_takes_the_kind_from_the_ids_and_not_from_the_name(tmp_path: Path
 def test_reader_names_the_files_that_are_there(tmp_path: Path) -> None:
     write_tasks(tmp_path / "HumanEval-SingleLineInfilling.jsonl.gz", TASK)
 
-    with pytest.raises(ValueError, match="has HumanEval-SingleLineInfilling.jsonl.gz"):
+    with pytest.raises(ValueError, match=r"has HumanEval-SingleLineInfilling\.jsonl\.gz"):
         read_tasks(tmp_path / "HumanEval-SingleLine.jsonl.gz")
 
 
@@ -83,18 +83,12 @@ def test_check_program_joins_the_parts_as_the_harness_does() -> None:
 
 def test_only_a_right_completion_passes() -> None:
     sandbox = Sandbox(timeout_seconds=2.0)
-    completions = [
-        "    z = x * y\n",
-        "    z = x + x\n",
-        "",
-        "    z = x\n",
-        "    z = x * y",
-        "    import sys; sys.exit(0)\n",
-    ]
+    right, wrong = ["    z = x * y\n", "    z = x + x\n"], ["", "    z = x\n", "    import sys; sys.exit(0)\n"]
+    # Without its newline a completion is glued to the next line.
+    completions = [*right, *wrong, "    z = x * y"]
 
     outcomes = [sandbox.run(TASK.check_program(text)).passed for text in completions]
 
-    # Without its newline a completion is glued to the next line.
     assert outcomes == [True, True, False, False, False, False]
 
 
