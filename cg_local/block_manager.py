@@ -103,7 +103,7 @@ class BlockManager:
         source = block_table[entry]
         if self._pages[source].count == 1:
             return None
-        self._require(1, "a shared page must be copied before it is written")
+        self._require(1, "to write into a shared page takes 1 more")
         destination = self._take()
         block_table[entry] = destination
         self._drop(source)
