@@ -1,0 +1,17 @@
+"""Shapes and their sizes: a file to try `cg-local fill` on."""
+
+
+class Rectangle:
+    """A rectangle with its sides in metres."""
+
+    def __init__(self, width, height):
+        self.width = width
+        self.height = height
+
+    def area(self):
+        """Return the area in square metres."""
+        return
+
+    def perimeter(self):
+        """Return the length of all four sides in metres."""
+        return 2 * (self.width + self.height)
