@@ -164,7 +164,7 @@ def select_instruction_set() -> InstructionSet | None:
     features = compiled_features()
     if {"avx512f", "avx512bw", "avx512vnni"} <= features:
         return Avx512Vnni()
-    # Without f16c LLVM calls a library function to widen float16 scales, which Numba cannot link: the process would end.
+    # Without f16c LLVM calls a library function to widen float16 scales; Numba cannot link it, the process would end.
     if {"avx2", "fma", "f16c"} <= features:
         return Avx2()
     return None
