@@ -195,10 +195,12 @@ def _ways() -> list[tuple[str, tuple[str, ...]]]:
 
 def _describe(name: str, report: Mapping[str, object]) -> dict[str, str]:
     """Say which walls are there; goes into every result."""
-    own, landlock = name == "namespaces", report.get("landlock")
+    own = name == "namespaces"
+    landlock = report.get("landlock")
+    has_no_tcp = isinstance(landlock, int) and landlock >= 4
     bound_by_limits = report.get("uid") != 0 or os.geteuid() != 0
     return {
-        "network": "none (namespace)" if own else "NOT separated",
+        "network": "none (namespace)" if own else "no TCP (Landlock)" if has_no_tcp else "NOT separated",
         "processes": ("own PID namespace" if own else "process group")
         + (", none can be started" if bound_by_limits else ", can start others"),
         "files": f"writable in its empty folder only (Landlock {landlock})" if landlock else "NOT protected",

@@ -28,6 +28,9 @@ PR_SET_NO_NEW_PRIVS = 38
 CHANGES = 0x1FFF & ~(4 | 8)
 REFER, TRUNCATE = 1 << 13, 1 << 14
 EXECUTE = 1
+# Binding and connecting TCP sockets came with version 4; sockets of the abstract name space and signals to processes
+# outside with version 6.
+TCP, OUTSIDE_PROCESSES = 1 | 2, 1 | 2
 
 
 def main() -> None:
@@ -40,6 +43,8 @@ def main() -> None:
     landlock = protect_files(job["folder"])
     for name, limit in job["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
+    # A second wall where the first has no gate for signals: a program under test never needs them.
+    os.kill = os.killpg = None  # type: ignore[assignment]
     report({"state": "ready", "landlock": landlock, "pid": os.getpid(), "uid": os.getuid()})
     verdict = run(job["program"], job["token"])
     report(verdict)
@@ -61,7 +66,7 @@ def report(message: dict[str, object]) -> None:
 
 
 def protect_files(folder: str) -> int:
-    """Forbid executing, writing, making and removing any file outside `folder`.
+    """Forbid executing, writing, making and removing any file outside `folder`; TCP and signals where it can be done.
 
     Returns:
         The version of Landlock, 0 where the kernel has none; then only the user's permissions protect files.
@@ -73,8 +78,10 @@ def protect_files(folder: str) -> int:
     if version < 1:
         return 0
     rights = CHANGES | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
-    handled = ctypes.c_uint64(rights)
-    ruleset = libc.syscall(CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), 0)
+    # struct landlock_ruleset_attr: files, network, scope; older versions know only its beginning.
+    handled = (ctypes.c_uint64 * 3)(rights, TCP, OUTSIDE_PROCESSES)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = libc.syscall(CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(size), 0)
     parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     # struct landlock_path_beneath_attr: 64-bit rights and a file descriptor, packed.
     rule = (rights & ~EXECUTE).to_bytes(8, sys.byteorder) + parent.to_bytes(4, sys.byteorder)
