@@ -63,11 +63,8 @@ def logprob_of(logits: Floats, token_id: int) -> float:
 
 
 def top_logprobs(logits: Floats, count: int) -> list[SampledToken]:
-    """Return the `count` most probable tokens, most probable first."""
-    count = min(count, len(logits))
-    largest = np.argpartition(-logits, count - 1)[:count]
-    order = largest[np.argsort(-logits[largest], kind="stable")]
-    return [SampledToken(int(token_id), logprob_of(logits, int(token_id))) for token_id in order]
+    """Return the `count` most probable tokens, most probable first, the smallest id first among equals."""
+    return [SampledToken(int(token_id), logprob_of(logits, int(token_id))) for token_id in _largest(logits, count)]
 
 
 def penalize_repetition(logits: Floats, penalty: float, seen: Collection[int]) -> Floats:
@@ -92,13 +89,9 @@ def filtered_distribution(logits: Floats, params: SamplingParams) -> tuple[NDArr
     with at least min_p times the largest probability (Nguyen et al., arXiv 2407.01082).
     """
     scaled = logits.astype(np.float64) / params.temperature
-    token_ids = np.arange(len(scaled))
-    if 0 < params.top_k < len(scaled):
-        token_ids = np.argpartition(-scaled, params.top_k - 1)[: params.top_k]
-    probabilities = np.exp(scaled[token_ids] - scaled.max())
+    token_ids = _largest(scaled, params.top_k or len(scaled))
+    probabilities = np.exp(scaled[token_ids] - scaled[token_ids[0]])
     probabilities /= probabilities.sum()
-    order = np.lexsort((token_ids, -probabilities))
-    token_ids, probabilities = token_ids[order], probabilities[order]
     if params.top_p < 1:
         before = np.cumsum(probabilities) - probabilities
         kept = max(1, int(np.searchsorted(before, params.top_p, side="left")))
@@ -107,3 +100,13 @@ def filtered_distribution(logits: Floats, params: SamplingParams) -> tuple[NDArr
         kept = max(1, int((probabilities >= params.min_p * probabilities[0]).sum()))
         token_ids, probabilities = token_ids[:kept], probabilities[:kept]
     return token_ids, probabilities / probabilities.sum()
+
+
+def _largest(values: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Return the ids of the `count` largest values, largest first, the smallest id first among equals."""
+    candidates = np.arange(len(values))
+    if count < len(values):
+        # A partition alone would take any of several values equal to the last one.
+        candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    order: NDArray[np.int64] = candidates[np.argsort(-values[candidates], kind="stable")]
+    return order[:count]
