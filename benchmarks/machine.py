@@ -99,15 +99,19 @@ def _measure_bandwidth() -> dict[str, dict[str, float]]:
 
     import cg_local.kernels  # noqa: F401  (chooses the threads' kind, as in the engine)
 
+    @numba.njit
+    def sum_values(values):  # type: ignore[no-untyped-def]
+        total = np.uint64(0)
+        # Integer additions may be reordered, so LLVM reads with full vectors.
+        for index in range(len(values)):
+            total += values[index]
+        return total
+
     @numba.njit(parallel=True)
     def sum_parts(data, totals):  # type: ignore[no-untyped-def]
         part = len(data) // len(totals)
         for index in numba.prange(len(totals)):
-            total = np.uint64(0)
-            # Integer additions may be reordered, so LLVM reads with full vectors.
-            for position in range(index * part, (index + 1) * part):
-                total += data[position]
-            totals[index] = total
+            totals[index] = sum_values(data[index * part : (index + 1) * part])
 
     num_bytes = max(MIN_ARRAY_BYTES, min(MAX_ARRAY_BYTES, CACHE_MULTIPLE * (last_level_cache_bytes() or 0)))
     data = np.ones(num_bytes // 8, np.uint64)
