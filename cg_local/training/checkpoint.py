@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +69,10 @@ def load(path: Path) -> Checkpoint:
         TrainingError: the file is missing, cut or not a checkpoint.
     """
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return Checkpoint(arrays, json.loads(str(arrays.pop("__record__"))))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise TrainingError(f"{path}: not a readable checkpoint ({error}). Delete it to resume from the one before.") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(
+            f"{path}: not a readable checkpoint ({error}). Delete it to resume from the one before."
+        ) from error

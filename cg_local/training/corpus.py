@@ -88,18 +88,21 @@ def read_wheel(path: Path) -> tuple[Package, Iterator[SourceFile]]:
         TrainingError: the file is no wheel or has no METADATA.
     """
     try:
-        archive = zipfile.ZipFile(path)
-        metadata_name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        with zipfile.ZipFile(path) as archive:
+            metadata_name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            metadata = archive.read(metadata_name).decode("utf-8", "replace")
     except (zipfile.BadZipFile, StopIteration) as error:
-        raise TrainingError(f"{path}: not a wheel (no *.dist-info/METADATA inside). Remove it from the folder.") from error
-    metadata = archive.read(metadata_name).decode("utf-8", "replace")
+        raise TrainingError(
+            f"{path}: not a wheel (no *.dist-info/METADATA inside). Remove it from the folder."
+        ) from error
     headers = email.parser.HeaderParser().parsestr(metadata)
     package = Package(headers["Name"], headers["Version"], stated_licence(metadata))
 
     def files() -> Iterator[SourceFile]:
-        for name in sorted(archive.namelist()):
-            if name.endswith(".py") and ".data/" not in name and "/_vendor/" not in name:
-                yield SourceFile(package, name, normalise(archive.read(name)))
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if name.endswith(".py") and ".data/" not in name and "/_vendor/" not in name:
+                    yield SourceFile(package, name, normalise(archive.read(name)))
 
     return package, files()
 

@@ -31,7 +31,9 @@ def load_encoder(tokenizer: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{tokenizer}: not a SentencePiece model. Make one with cg_local.training.tokenizer_trainer.") from error
+        raise TrainingError(
+            f"{tokenizer}: not a SentencePiece model. Make one with cg_local.training.tokenizer_trainer."
+        ) from error
 
 
 def is_used(package: str, path: str, recipe: Recipe) -> bool:
@@ -69,7 +71,9 @@ def open_streams(corpus: Path, tokenizer: Path, recipe: Recipe) -> tuple[BatchSt
     """
     encoder = load_encoder(tokenizer)
     used = [name for name, times in recipe.data.repeats if times == 0]
-    source = json.dumps([used, recipe.run.test_share, (corpus / "train.jsonl").stat().st_size, MAX_UNIT_TOKENS]).encode()
+    source = json.dumps(
+        [used, recipe.run.test_share, (corpus / "train.jsonl").stat().st_size, MAX_UNIT_TOKENS]
+    ).encode()
     cache = corpus / f"outlines-{hashlib.sha256(source + tokenizer.read_bytes()).hexdigest()[:12]}.pickle"
     if cache.is_file():
         train, held_out = pickle.loads(cache.read_bytes())

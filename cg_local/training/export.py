@@ -122,6 +122,7 @@ def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     params = {name.removeprefix("params/"): value for name, value in saved.arrays.items() if name.startswith("params/")}
     tensors = published_tensors(params)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
     write_json(out / "config.json", config(arch, max(recipe["run"]["sequence_lengths"])))
     write_json(out / "generation_config.json", GENERATION_CONFIG)
     write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
@@ -132,7 +133,9 @@ def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     evaluation = run / "evaluation.json"
     measured = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
     sources = json.loads((corpus / "sources.json").read_text())
-    (out / "README.md").write_text(model_card(recipe, log, sources, num_params=num_params, measured=measured), encoding="utf-8")
+    (out / "README.md").write_text(
+        model_card(recipe, log, sources, num_params=num_params, measured=measured), encoding="utf-8"
+    )
     return path
 
 

@@ -140,16 +140,13 @@ def control_free(encode: Encode, text: str) -> list[int]:
     token_ids = encode(text)
     if all(token_id < 4 or token_id > 107 for token_id in token_ids):
         return token_ids
-    opening = max(text.find("<"), text.find("["))
-    for mark in "<[":
-        parts = text.split(mark)
-        if len(parts) > 1:
-            first, *rest = parts
-            token_ids = control_free(encode, first) if first else []
-            for part in rest:
-                token_ids += encode(mark) + (control_free(encode, part) if part else [])
-            return token_ids
-    raise AssertionError(f"reserved piece without an opening mark at {opening}")
+    # Every reserved piece begins with one of the two marks; apart from it, the rest of the name is ordinary text.
+    mark = "<" if "<" in text else "["
+    first, *rest = text.split(mark)
+    token_ids = control_free(encode, first)
+    for part in rest:
+        token_ids += encode(mark) + control_free(encode, part)
+    return token_ids
 
 
 def fim_document(encode: Encode, path: str, split: Split, is_spm: bool) -> Document:
@@ -164,8 +161,8 @@ def fim_document(encode: Encode, path: str, split: Split, is_spm: bool) -> Docum
     Returns:
         PSM: path, 67, prefix, 69, suffix, 68, middle, 70. SPM: path, 69, suffix, 67, prefix, 68, middle, 70.
 
-    Source: arXiv 2406.11409, figures 2 and 4, for PSM. The SPM order of sentinels is not published; this is the order that the
-    model card's sample output begins with.
+    Source: arXiv 2406.11409, figures 2 and 4, for PSM. The SPM order of sentinels is not published; this is the order
+    that the sample output on the model card of google/codegemma-7b begins with.
     """
     head = control_free(encode, path + "\n") if path else []
     prefix = [PREFIX_ID, *control_free(encode, split.prefix)]
@@ -182,7 +179,13 @@ def plain_document(encode: Encode, path: str, text: str) -> Document:
 
 
 def draw_document(
-    encode: Encode, path: str, text: str, blocks: Sequence[tuple[int, int]], *, recipe: FimRecipe, rng: np.random.Generator
+    encode: Encode,
+    path: str,
+    text: str,
+    blocks: Sequence[tuple[int, int]],
+    *,
+    recipe: FimRecipe,
+    rng: np.random.Generator,
 ) -> Document:
     """One file's document with every choice drawn from the recipe.
 

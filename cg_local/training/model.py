@@ -1,6 +1,7 @@
 """The Gemma-1 forward pass and loss in JAX, for training only.
 
-Owns the arithmetic on packed batches with document masks. Inference lives in `cg_local.model` and `cg_local.jax_backend`.
+Owns the arithmetic on packed batches with document masks. Inference lives in `cg_local.model` and
+`cg_local.jax_backend`.
 Invariant: on one document it computes what transformers' GemmaForCausalLM computes in float32.
 """
 
@@ -57,7 +58,9 @@ class Architecture:
             ("num_heads * head_dim", self.num_heads * self.head_dim),
         ):
             if size % 256:
-                raise TrainingError(f"{name} is {size}; it must be a multiple of 256, the input size that every format takes.")
+                raise TrainingError(
+                    f"{name} is {size}; it must be a multiple of 256, the input size that every format takes."
+                )
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
             raise TrainingError(f"{self}: num_kv_heads must divide num_heads, and head_dim must be even.")
 
@@ -98,7 +101,10 @@ def rotary_angles(arch: Architecture, positions: jax.Array) -> tuple[jax.Array, 
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the pairs (i, i + head_dim / 2) of the last axis; x is [B, T, heads, head_dim], cos and sin [B, T, head_dim / 2]."""
+    """Rotate the pairs (i, i + head_dim / 2) of the last axis.
+
+    x is [B, T, heads, head_dim]; cos and sin are [B, T, head_dim / 2].
+    """
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -142,7 +148,12 @@ def project(x: jax.Array, *weights: jax.Array) -> list[jax.Array]:
 
 
 def hidden_states(
-    params: Params, arch: Architecture, token_ids: jax.Array, document_ids: jax.Array, positions: jax.Array, chunk: int = 64
+    params: Params,
+    arch: Architecture,
+    token_ids: jax.Array,
+    document_ids: jax.Array,
+    positions: jax.Array,
+    chunk: int = 64,
 ) -> jax.Array:
     """Final hidden states after the last norm.
 
@@ -163,10 +174,14 @@ def hidden_states(
     x = params["embedding"][token_ids] * arch.hidden_size**0.5
     cos, sin = rotary_angles(arch, positions)
     for layer in range(arch.num_layers):
-        weight = {name: params[f"{layer}.{name}"] for name in ("input_norm", "mlp_norm", "q", "k", "v", "o", "gate", "up", "down")}
+        weight = {
+            name: params[f"{layer}.{name}"]
+            for name in ("input_norm", "mlp_norm", "q", "k", "v", "o", "gate", "up", "down")
+        }
         normed = rms_norm(x, weight["input_norm"], arch.rms_norm_eps)
         q, k, v = (
-            part.reshape(batch, length, -1, arch.head_dim) for part in project(normed, weight["q"], weight["k"], weight["v"])
+            part.reshape(batch, length, -1, arch.head_dim)
+            for part in project(normed, weight["q"], weight["k"], weight["v"])
         )
         mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, document_ids, chunk)
         x = x + mixed @ weight["o"]
@@ -202,7 +217,7 @@ def token_losses(hidden: jax.Array, embedding: jax.Array, targets: jax.Array) ->
 def batch_losses(
     params: Params, arch: Architecture, token_ids: jax.Array, document_ids: jax.Array, positions: jax.Array
 ) -> jax.Array:
-    """Cross entropy in nats of the token after each position, float32 [B, T]; the last column predicts token 0 of the row.
+    """Cross entropy in nats of the token after each position, float32 [B, T]; the last column predicts the row's first.
 
     Multiply by the batch's weights, which are 0 where there is no next token.
     """

@@ -58,17 +58,19 @@ def is_matrix(name: str) -> bool:
     return name != "embedding" and not name.endswith("norm")
 
 
-def make_optimizer(recipe: OptimizerRecipe, params: Params) -> optax.GradientTransformation:
+def make_optimizer(recipe: OptimizerRecipe) -> optax.GradientTransformation:
     """The update rule at peak rate; the caller multiplies the updates by `rate_factor`.
 
     Args:
         recipe: rates and decay.
-        params: weights, for their names.
 
     Source: Muon, github.com/KellerJordan/Muon, as implemented by optax.contrib.
     """
     matrices = optax.contrib.muon(recipe.matrix_rate, beta=0.95, nesterov=True, weight_decay=recipe.weight_decay)
     others = optax.adamw(recipe.adam_rate, b1=0.9, b2=0.95, weight_decay=0.0)
-    labels = {name: "matrix" if is_matrix(name) else "other" for name in params}
+
+    def labels(params: Params) -> dict[str, str]:
+        return {name: "matrix" if is_matrix(name) else "other" for name in params}
+
     parts = optax.multi_transform({"matrix": matrices, "other": others}, labels)
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), parts)

@@ -23,8 +23,8 @@ class DataRecipe:
     Attributes:
         fim: mixture of FIM documents.
         multi_file_rate: share of documents that join two or three files of one package, each with its own sentinels.
-        middle_weight: loss weight of the tokens behind <|fim_middle|>, relative to 1 for all others: they are few, and only they
-            teach to look at both sides.
+        middle_weight: loss weight of the tokens behind <|fim_middle|>, relative to 1 for all others: they are few, and
+            only they teach to look at both sides.
         shortest_share: each file is cut into pieces of at most a share of the row drawn between this and 1.
         files_per_block: files whose pieces are shuffled together.
         repeats: how often a package is read per epoch, by name; 1 where not named.
@@ -172,7 +172,9 @@ class BatchStream:
 
     def draw(self, segment: segments.Segment, rng: np.random.Generator) -> fim.Document:
         """One segment's FIM document."""
-        return fim.draw_document(self.encode, segment.path, segment.text, segment.blocks, recipe=self.recipe.fim, rng=rng)
+        return fim.draw_document(
+            self.encode, segment.path, segment.text, segment.blocks, recipe=self.recipe.fim, rng=rng
+        )
 
     def batches(self, block: int, num_rows: int, sequence_length: int) -> Iterator[Batch]:
         """The batches of one block in a shuffled row order; rows that do not fill a batch are left out."""

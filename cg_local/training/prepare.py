@@ -3,7 +3,8 @@
     python -m cg_local.training.prepare OUT_DIR --wheels DIR --stdlib VERSION=DIR ... --evaluation FILE ...
 
 Owns the order of the steps and the record of what was taken and dropped. The rules themselves are in `corpus` and
-`decontamination`. Writes `train.jsonl` and `held_out.jsonl` (one `{"package", "path", "text"}` a line) and `sources.json`.
+`decontamination`. Writes `train.jsonl` and `held_out.jsonl` (one `{"package", "path", "text"}` a line) and
+`sources.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Record:
     held_out: list[str] = field(default_factory=list)
 
 
-def packages(wheels: Path, libraries: list[tuple[str, Path]]) -> Iterator[tuple[corpus.Package, list[corpus.SourceFile]]]:
+def packages(
+    wheels: Path, libraries: list[tuple[str, Path]]
+) -> Iterator[tuple[corpus.Package, list[corpus.SourceFile]]]:
     """Every package with its files: the standard libraries in the order given, then the wheels by name."""
     for version, folder in libraries:
         package, files = corpus.read_standard_library(folder, version)
@@ -50,7 +53,9 @@ def packages(wheels: Path, libraries: list[tuple[str, Path]]) -> Iterator[tuple[
         yield package, list(files) if corpus.is_permissive(package.licence) else []
 
 
-def select(files: list[corpus.SourceFile], seen: set[bytes], index: EvaluationIndex, record: Record) -> list[corpus.SourceFile]:
+def select(
+    files: list[corpus.SourceFile], seen: set[bytes], index: EvaluationIndex, record: Record
+) -> list[corpus.SourceFile]:
     """Apply the filters to one package's files, in a hash order, up to `MAX_PACKAGE_BYTES`.
 
     Args:
@@ -117,7 +122,9 @@ def prepare(out: Path, wheels: Path, libraries: list[tuple[str, Path]], evaluati
     content = {**vars(record), "dropped": dict(record.dropped)}
     (out / "sources.json").write_text(json.dumps(content, indent=1))
     if not record.sources:
-        raise TrainingError(f"{wheels}: no permissively licensed Python source found. Fill it with `pip download --no-deps`.")
+        raise TrainingError(
+            f"{wheels}: no permissively licensed Python source found. Fill it with `pip download --no-deps`."
+        )
     return record
 
 
@@ -132,7 +139,8 @@ def main() -> None:
     libraries = [(version, Path(folder)) for version, _, folder in (item.partition("=") for item in options.stdlib)]
     record = prepare(options.out, options.wheels, libraries, options.evaluation)
     total = sum(int(str(source["bytes"])) for source in record.sources)
-    print(f"{len(record.sources)} packages, {total / 1e6:.1f} MB; dropped {dict(record.dropped)}; refused {record.refused}")
+    print(f"{len(record.sources)} packages, {total / 1e6:.1f} MB")
+    print(f"dropped {dict(record.dropped)}; refused {record.refused}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Invariant: an unknown or misspelled option is refused, never ignored.
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,11 @@ from cg_local.training.fim import FimRecipe
 from cg_local.training.model import Architecture
 from cg_local.training.optimizer import OptimizerRecipe
 from cg_local.training.packing import DataRecipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class RunRecipe:
 
     def sequence_length(self, progress: float) -> int:
         """The row length at a share of the run."""
-        started = [length for length, start in zip(self.sequence_lengths, self.length_starts, strict=True) if progress >= start]
+        started = [
+            length for length, start in zip(self.sequence_lengths, self.length_starts, strict=True) if progress >= start
+        ]
         return started[-1]
 
 
@@ -76,12 +83,19 @@ def load_recipe(path: Path) -> Recipe:
     repeats = tuple(sorted(data.pop("repeats", {}).items()))
     recipe = Recipe(
         model=build(Architecture, tables.pop("model", {}), path, "model"),
-        data=build(DataRecipe, {**data, "repeats": repeats, "fim": build(FimRecipe, tables.pop("fim", {}), path, "fim")}, path, "data"),
+        data=build(
+            DataRecipe,
+            {**data, "repeats": repeats, "fim": build(FimRecipe, tables.pop("fim", {}), path, "fim")},
+            path,
+            "data",
+        ),
         optimizer=build(OptimizerRecipe, tables.pop("optimizer", {}), path, "optimizer"),
         run=build(RunRecipe, tables.pop("run", {}), path, "run"),
     )
     if tables:
-        raise TrainingError(f"{path}: unknown table {sorted(tables)[0]!r}; known are model, data, fim, optimizer and run.")
+        raise TrainingError(
+            f"{path}: unknown table {sorted(tables)[0]!r}; known are model, data, fim, optimizer and run."
+        )
     recipe.model.check()
     return recipe
 

@@ -31,7 +31,8 @@ class Outline:
         path: path inside it.
         lines: lines with their newline.
         token_offsets: int32 [num_lines + 1], number of tokens before each line, lines encoded one by one.
-        units: (first, last + 1) lines of consecutive top-level statements or, in large classes, members; they tile the file.
+        units: (first, last + 1) lines of definitions and of the statements between them, in large classes of members;
+            they tile the file.
         blocks: int32 [num_blocks, 2], (first, last + 1) lines of every statement and body in the file.
         header: (first, last + 1) lines of the leading imports; (0, 0) where there are none.
     """
@@ -91,13 +92,16 @@ def first_line(node: ast.stmt) -> int:
 
 
 def unit_starts(body: list[ast.stmt], offsets: np.ndarray, max_tokens: int, num_lines: int) -> Iterator[int]:
-    """First lines of definitions, and of the statements behind them; a class that is too large gives its members' too."""
+    """First lines of definitions and of the statements behind them, and of the members of a class that is too large."""
     was_definition = False
     for node in body:
         is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         if is_definition or was_definition:
             yield first_line(node)
-        if isinstance(node, ast.ClassDef) and offsets[min(node.end_lineno or 0, num_lines)] - offsets[first_line(node)] > max_tokens:
+        if (
+            isinstance(node, ast.ClassDef)
+            and offsets[min(node.end_lineno or 0, num_lines)] - offsets[first_line(node)] > max_tokens
+        ):
             yield from unit_starts(node.body, offsets, max_tokens, num_lines)
         was_definition = is_definition
 
@@ -110,13 +114,8 @@ def statement_blocks(tree: ast.Module) -> Iterator[tuple[int, int]]:
             if isinstance(body, list) and body and isinstance(body[0], ast.stmt):
                 spans = [(first_line(item), item.end_lineno or 0) for item in body]
                 yield from spans
-                if not isinstance(node, ast.Module) and spans[0][0] > first_line_of(node):
+                if not isinstance(node, ast.Module):
                     yield spans[0][0], spans[-1][1]
-
-
-def first_line_of(node: ast.AST) -> int:
-    """Number, from 0, of a node's own first line; -1 for nodes without one."""
-    return int(getattr(node, "lineno", 0)) - 1
 
 
 def cut(file: Outline, max_tokens: int, rng: np.random.Generator) -> Iterator[Segment]:
@@ -163,7 +162,7 @@ def merge(
 
 
 def make_segment(file: Outline, first: int, after: int, *, with_header: bool) -> Segment:
-    """The piece of lines `first` to before `after`, outer blank lines dropped, imports before it if wanted and not in it."""
+    """The piece of lines `first` to before `after` without outer blank lines, with the imports before it if wanted."""
     while first < after and not file.lines[first].strip():
         first += 1
     while first < after and not file.lines[after - 1].strip():
@@ -175,4 +174,6 @@ def make_segment(file: Outline, first: int, after: int, *, with_header: bool) ->
     # A block that is nearly the whole piece leaves nothing to fill in between.
     is_inside = (starts >= first) & (ends <= after) & (ends - starts <= max(1, MAX_BLOCK_SHARE * (after - first)))
     blocks = file.blocks[is_inside] + (len(head) - first)
-    return Segment(file.path, "".join(head + file.lines[first:after]), [(int(start), int(end)) for start, end in blocks])
+    return Segment(
+        file.path, "".join(head + file.lines[first:after]), [(int(start), int(end)) for start, end in blocks]
+    )

@@ -56,7 +56,9 @@ def sample_lines(texts: Iterable[str], max_bytes: int, seed: int) -> Iterator[st
         yield from text.splitlines(keepends=True)
 
 
-def train_tokenizer(texts: Iterable[str], out: Path, *, vocab_size: int = VOCAB_SIZE, max_bytes: int = 20_000_000) -> None:
+def train_tokenizer(
+    texts: Iterable[str], out: Path, *, vocab_size: int = VOCAB_SIZE, max_bytes: int = 20_000_000
+) -> None:
     """Train on a sample of `texts` and write the model.
 
     Args:

@@ -1,9 +1,10 @@
 """Trains a model from a recipe on a prepared corpus.
 
-    python -m cg_local.training.train RECIPE.toml RUN_DIR --corpus DIR --tokenizer FILE (--total-steps N | --deadline HH:MM | --minutes M)
+    python -m cg_local.training.train RECIPE.toml RUN_DIR --corpus DIR --tokenizer FILE --deadline HH:MM
+    (or --minutes M, or --total-steps N)
 
-Owns the loop: steps, validation, checkpoints, the log, and stopping in order. Started again with the same RUN_DIR it goes
-on where the last checkpoint stands. SIGTERM and SIGINT end it with a checkpoint.
+Owns the loop: steps, validation, checkpoints, the log, and stopping in order. Started again with the same RUN_DIR it
+goes on where the last checkpoint stands. SIGTERM and SIGINT end it with a checkpoint.
 Invariant: with --total-steps, a run that was interrupted gives the same weights, bit for bit, as one that was not.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
+import itertools
 import json
 import signal
 import time
@@ -78,8 +81,10 @@ def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[j
     return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights), figures
 
 
-def make_step(recipe: Recipe, transformation: optax.GradientTransformation) -> StepFunction:
+@functools.cache
+def make_step(recipe: Recipe) -> StepFunction:
     """The compiled update: (params, opt_state, batch arrays, rate factor) to new params, new opt_state, figures."""
+    transformation = optimizer.make_optimizer(recipe.optimizer)
 
     def step(
         params: model.Params, opt_state: optax.OptState, arrays: tuple[jax.Array, ...], factor: jax.Array
@@ -87,7 +92,8 @@ def make_step(recipe: Recipe, transformation: optax.GradientTransformation) -> S
         (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
         updates, opt_state = transformation.update(gradients, opt_state, params)
         params = jax.tree.map(lambda weight, update: weight + factor * update, params, updates)
-        return params, opt_state, {**figures, "gradient_norm": optax.global_norm(gradients)}
+        squares = [jnp.sum(gradient * gradient) for gradient in gradients.values()]
+        return params, opt_state, {**figures, "gradient_norm": jnp.sqrt(sum(squares))}
 
     return jax.jit(step, donate_argnums=(0, 1))
 
@@ -113,12 +119,23 @@ def restore_state(path: Path, fresh: State) -> State:
     wanted |= {f"optimizer/{number:04d}": leaf for number, leaf in enumerate(leaves)}
     found = {name: value.shape for name, value in saved.arrays.items()}
     if found != {name: value.shape for name, value in wanted.items()}:
-        raise TrainingError(f"{path}: made with another recipe (its weights differ in name or shape). Use another run folder.")
+        raise TrainingError(
+            f"{path}: made with another recipe (its weights differ in name or shape). Use another run folder."
+        )
     params = {name: jnp.asarray(saved.arrays[f"params/{name}"]) for name in fresh.params}
-    opt_state = jax.tree.unflatten(structure, [jnp.asarray(saved.arrays[f"optimizer/{i:04d}"]) for i in range(len(leaves))])
+    opt_state = jax.tree.unflatten(
+        structure, [jnp.asarray(saved.arrays[f"optimizer/{i:04d}"]) for i in range(len(leaves))]
+    )
     record = dict(saved.record)
     block, index = record["position"]  # type: ignore[misc]
-    return State(params, opt_state, int(str(record["step"])), (block, index), int(str(record["tokens"])), float(str(record["elapsed"])))
+    return State(
+        params,
+        opt_state,
+        int(str(record["step"])),
+        (block, index),
+        int(str(record["tokens"])),
+        float(str(record["elapsed"])),
+    )
 
 
 def arrays_of(batch: Batch) -> tuple[np.ndarray, ...]:
@@ -129,7 +146,9 @@ def arrays_of(batch: Batch) -> tuple[np.ndarray, ...]:
 class Trainer:
     """One session of a run."""
 
-    def __init__(self, recipe: Recipe, folder: Path, stream: BatchStream, validation: BatchStream, clock: Clock) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, stream: BatchStream, validation: BatchStream, clock: Clock
+    ) -> None:
         """Start or resume the run in `folder`.
 
         Args:
@@ -141,13 +160,12 @@ class Trainer:
         """
         self.recipe, self.folder, self.stream, self.validation, self.clock = recipe, folder, stream, validation, clock
         params = model.initial_params(recipe.model, recipe.run.seed)
-        transformation = optimizer.make_optimizer(recipe.optimizer, params)
-        self.state = State(params, transformation.init(params))
+        self.state = State(params, optimizer.make_optimizer(recipe.optimizer).init(params))
         newest = checkpoints.latest(folder)
         if newest is not None:
             self.state = restore_state(newest, self.state)
         clock.elapsed = self.state.elapsed
-        self.step_function = make_step(recipe, transformation)
+        self.step_function = make_step(recipe)
         self.evaluate = jax.jit(lambda params, arrays: weighted_loss(params, recipe, Batch(*arrays))[1])
         self.is_stopping = False
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,16 +177,25 @@ class Trainer:
     def log(self, **figures: object) -> None:
         """Append one line to `log.jsonl`."""
         state = self.state
-        head = {"step": state.step, "tokens": state.tokens, "elapsed": round(state.elapsed, 1), "time": round(time.time(), 1)}
+        head = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "elapsed": round(state.elapsed, 1),
+            "time": round(time.time(), 1),
+        }
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps({**head, **figures}) + "\n")
 
     def validate(self) -> None:
-        """Log the loss on held-out files; the same batches every time, at the row length 512."""
-        batches = self.validation.batches(0, self.recipe.run.batch_tokens // 512, 512)
-        figures = [self.evaluate(self.state.params, arrays_of(batch)) for batch, _ in zip(batches, range(self.recipe.run.validation_batches), strict=False)]
+        """Log the loss on held-out files: the same batches every time, of the run's first row length."""
+        run = self.recipe.run
+        length = run.sequence_lengths[0]
+        batches = self.validation.batches(0, run.batch_tokens // length, length)
+        chosen = itertools.islice(batches, run.validation_batches)
+        figures = [self.evaluate(self.state.params, arrays_of(batch)) for batch in chosen]
         if figures:
-            self.log(**{f"validation_{name}": round(float(np.mean([f[name] for f in figures])), 4) for name in ("loss", "middle_loss")})
+            means = {name: float(np.mean([item[name] for item in figures])) for name in ("loss", "middle_loss")}
+            self.log(**{f"validation_{name}": round(value, 4) for name, value in means.items()})
 
     def batches(self) -> Iterator[Batch]:
         """Training batches; the row length follows the progress, and a new length begins at the next block."""
@@ -205,7 +232,7 @@ class Trainer:
         return self.state
 
     def take_step(self, batch: Batch, begin: float, waited: float) -> None:
-        """One update, with its line in the log; `begin` is when the step started, `waited` the seconds spent on data."""
+        """One update and its line in the log; `begin` is when the step started, `waited` the seconds spent on data."""
         state = self.state
         factor = optimizer.rate_factor(self.recipe.optimizer, state.step, self.clock.progress(state.step))
         state.params, state.opt_state, figures = self.step_function(
@@ -218,9 +245,17 @@ class Trainer:
         state.elapsed += seconds
         self.clock.elapsed = state.elapsed
         if not np.isfinite(values["loss"]):
-            raise TrainingError(f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates.")
+            raise TrainingError(
+                f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates."
+            )
         rounded = {name: round(value, 4) for name, value in values.items()}
-        self.log(**rounded, rate=round(factor, 4), seconds=round(seconds, 3), data_seconds=round(waited, 3), length=batch.token_ids.shape[1])
+        self.log(
+            **rounded,
+            rate=round(factor, 4),
+            seconds=round(seconds, 3),
+            data_seconds=round(waited, 3),
+            length=batch.token_ids.shape[1],
+        )
 
 
 def seconds_until(clock_time: str) -> float:
@@ -258,7 +293,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, trainer.stop)
     signal.signal(signal.SIGINT, trainer.stop)
     state = trainer.run()
-    print(f"{options.folder}: step {state.step}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes")
+    print(f"step {state.step}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes")
 
 
 if __name__ == "__main__":
