@@ -7,6 +7,7 @@ This file owns the exit statuses: 0 done, 1 a clear error, 2 wrong usage, 130 in
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -19,6 +20,8 @@ from cg_local.cli.render import INTERRUPTED
 from cg_local.errors import CgLocalError
 
 PIPE_CLOSED = 141
+
+_STANDARD_INPUT_PLACE = re.compile("-:[0-9]")
 
 
 class LazyGroup(TyperGroup):
@@ -60,10 +63,13 @@ def run(arguments: list[str]) -> NoReturn:
     Args:
         arguments: without the program's name. `--debug` may stand anywhere before `--`.
     """
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = arguments[:end], arguments[end + 1 :]
     is_debug = "--debug" in options
-    if is_debug:
-        arguments = [*(each for each in options if each != "--debug"), *arguments[len(options) :]]
+    # A parser takes "-:7" for an option; behind "--" it is what it is, a place in standard input.
+    places = [each for each in options if _STANDARD_INPUT_PLACE.match(each)]
+    options = [each for each in options if each != "--debug" and each not in places]
+    arguments = [*options, "--", *places, *rest] if places or rest else options
     try:
         _command().main(args=arguments, prog_name=PROGRAM)
     except Exception as error:

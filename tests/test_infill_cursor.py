@@ -69,8 +69,8 @@ def test_source_keeps_the_byte_order_mark_out_and_remembers_line_endings() -> No
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "a.py: the file is empty; write a first line"),
-        (b"\xef\xbb\xbf", "a.py: the file is empty"),
+        (b"", "a.py: empty; write a first line"),
+        (b"\xef\xbb\xbf", "a.py: empty"),
         (b"ok\nna\0me", r"a.py: a binary file \(NUL at byte 6\); a text file is needed"),
         ("x = 1\n".encode("utf-16"), "encoded as UTF-16, UTF-8 is needed; convert it: iconv -f UTF-16 -t UTF-8 'a.py'"),
         ("x = 1\n".encode("utf-32"), "encoded as UTF-32"),

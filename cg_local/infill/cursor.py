@@ -160,7 +160,7 @@ def decode_source(data: bytes, name: str) -> SourceText:
             f"{name}: not UTF-8: byte 0x{bad:02x} at line {line}; if it is Windows-1252, {_conversion('CP1252', name)}"
         ) from None
     if not text:
-        raise SourceFileError(f"{name}: the file is empty; write a first line (a comment, a def) to go on from")
+        raise SourceFileError(f"{name}: empty; write a first line (a comment, a def) to go on from")
     num_crlf = text.count("\r\n")
     newline = "\r\n" if 2 * num_crlf > text.count("\n") else "\n"
     return SourceText(name, text.replace("\r\n", "\n") if num_crlf else text, newline)

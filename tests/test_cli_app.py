@@ -1,0 +1,171 @@
+"""Help, version, usage errors, exit statuses: what the command line is before it does anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import command_line
+import pytest
+from command_line import Inside
+
+from cg_local.cli.app import COMMANDS, HELP
+
+EXPECTED_HELP = """\
+Usage: cg-local [OPTIONS] COMMAND [ARGS]...
+
+  CodeGemma on your own machine: fills gaps in code, without a network.
+
+Commands:
+  fill      Fill the gap at a cursor in a file.
+  complete  Continue a text.
+  quantize  Turn published weights into a model folder.
+  info      Show a model's size and whether it fits in memory.
+
+Options:
+  --version             Show the version.
+  --debug               Show the traceback of an error; may stand anywhere.
+  --install-completion  Install completion for the current shell.
+  --show-completion     Show the completion script of the current shell.
+  -h, --help            Show this message. Every command has its own --help.
+
+Examples:
+  cg-local fill src/parser.py:42
+  cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
+  cg-local fill src/parser.py:42 --model ~/models/codegemma-2b-q4
+"""
+
+
+@pytest.fixture
+def inside(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capfdbinary, monkeypatch)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--debug", "--help"]])
+def test_help_lists_commands_and_examples(inside: Inside, home: Path, arguments: list[str]) -> None:
+    done = inside.run(*arguments, home=home)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, EXPECTED_HELP, b"")
+
+
+def test_no_arguments_show_the_help_as_wrong_usage(inside: Inside, home: Path) -> None:
+    done = inside.run(home=home)
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", HELP)
+
+
+def test_version_is_the_packages(inside: Inside, home: Path) -> None:
+    done = inside.run("--version", home=home)
+    assert (done.returncode, done.stdout.decode()) == (0, f"cg-local {version('cg-local')}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_in_its_help(inside: Inside, home: Path, command: str) -> None:
+    done = inside.run(command, "--help", home=home)
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    assert text.startswith(f"Usage: cg-local {command} ")
+    assert "\n  Examples:\n" in text
+    assert f"\n    cg-local {command}" in text or f"| cg-local {command}" in text
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'."),
+        (["fill"], "Missing argument 'FILE:LINE[:COL]'."),
+        (["fill", "a.py"], "'a.py' names no line: write FILE:LINE, FILE:LINE:COL or FILE:FIRST-LAST"),
+        (["fill", "a.py:9-3"], "ends before it begins: write a.py:3-9"),
+        (["fill", "a.py:1", "--mode", "word"], "Invalid value for '--mode'"),
+        (["fill", "a.py:1", "--max-tokens", "0"], "Invalid value for '--max-tokens'"),
+        (["fill", "a.py:1", "--top-p", "2"], "Invalid value for '--top-p'"),
+        (["fill", "a.py:1", "--seed", "x"], "Invalid value for '--seed'"),
+        (["quantize", "a"], "Missing argument 'DEST'."),
+        (["fill", "-:x"], "No such option: -:"),
+        (["fill", "a.py:1", "--", "b.py:2"], "unexpected extra argument"),
+        (["info", "--nonsense"], "No such option: --nonsense"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(
+    inside: Inside, home: Path, arguments: list[str], message: str
+) -> None:
+    done = inside.run(*arguments, home=home)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert message in " ".join(done.stderr.decode().split())
+
+
+def test_error_is_one_line_and_debug_shows_the_traceback(home: Path) -> None:
+    done = command_line.run("fill", "none.py:3", home=home)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert done.stderr.decode() == f"cg-local: error: none.py: no such file; check the path, seen from {home}\n"
+    for arguments in (["--debug", "fill", "none.py:3"], ["fill", "none.py:3", "--debug"]):
+        done = command_line.run(*arguments, home=home)
+        assert done.returncode == 1
+        assert b"Traceback" in done.stderr
+
+
+def test_unexpected_error_is_one_line_that_names_debug(home: Path) -> None:
+    code = (
+        "import sys; import cg_local.cli.fill as fill; from cg_local.cli.app import main\n"
+        "def fail(path): raise ZeroDivisionError('one\\ntwo')\n"
+        "fill.read_source = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    expected = "internal error (ZeroDivisionError: one two); run again with --debug and report it\n"
+    assert done.stderr == f"cg-local: error: {expected}"
+
+
+def test_interrupt_before_an_answer_exits_with_130(home: Path) -> None:
+    code = (
+        "import sys; import cg_local.cli.fill as fill; from cg_local.cli.app import main\n"
+        "def fail(path): raise KeyboardInterrupt\n"
+        "fill.read_source = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break in another way there")
+def test_closed_pipe_is_quiet(home: Path) -> None:
+    code = (
+        "import sys, time; import cg_local.cli.info as info; from cg_local.cli.app import main\n"
+        "def write(*arguments):\n"
+        "    from cg_local.cli.render import write_stdout\n"
+        "    while True: write_stdout('x' * 9999)\n"
+        "info.write_stdout = write; info._model_folder = info._checkpoint = lambda *arguments: {}\n"
+        "info._text = lambda document: ''; sys.argv = ['cg-local', 'info']; main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
+def test_completion_script_is_shown_for_the_shell_that_asks(home: Path) -> None:
+    environment = {**command_line.environment(home), "_CG_LOCAL_COMPLETE": "source_bash"}
+    done = subprocess.run(command_line.COMMAND, capture_output=True, env=environment)
+    assert b"_CG_LOCAL_COMPLETE=complete_bash" in done.stdout
+
+
+def test_help_answers_at_once(home: Path) -> None:
+    """The bound is on processor time, which other programs on the machine do not stretch: twice what was measured."""
+    started = time.process_time()
+    before = os.times()
+    command_line.run("--help", home=home)
+    after = os.times()
+    assert time.process_time() - started < 1
+    assert after.children_user - before.children_user < 0.2
