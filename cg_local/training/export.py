@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -139,7 +141,7 @@ def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     return path
 
 
-def write_json(path: Path, content: dict[str, object]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON as Hugging Face does: two spaces, a newline at the end."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -87,7 +87,7 @@ def outline(package: str, path: str, text: str, encode: Encode, max_unit_tokens:
 
 def first_line(node: ast.stmt) -> int:
     """Number, from 0, of a statement's first line, decorators included."""
-    decorators = getattr(node, "decorator_list", [])
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(item.lineno for item in decorators)]) - 1
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,8 @@ def make_step(recipe: Recipe) -> StepFunction:
         squares = [jnp.sum(gradient * gradient) for gradient in gradients.values()]
         return params, opt_state, {**figures, "gradient_norm": jnp.sqrt(sum(squares))}
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    compiled: StepFunction = jax.jit(step, donate_argnums=(0, 1))
+    return compiled
 
 
 def save_state(folder: Path, state: State, recipe: Recipe) -> Path:
@@ -126,15 +128,15 @@ def restore_state(path: Path, fresh: State) -> State:
     opt_state = jax.tree.unflatten(
         structure, [jnp.asarray(saved.arrays[f"optimizer/{i:04d}"]) for i in range(len(leaves))]
     )
-    record = dict(saved.record)
-    block, index = record["position"]  # type: ignore[misc]
+    record: dict[str, Any] = saved.record
+    block, index = record["position"]
     return State(
         params,
         opt_state,
-        int(str(record["step"])),
+        record["step"],
         (block, index),
-        int(str(record["tokens"])),
-        float(str(record["elapsed"])),
+        record["tokens"],
+        record["elapsed"],
     )
 
 
