@@ -46,6 +46,8 @@ class Parity:
         num_tokens: positions compared.
         kl_mean, kl_max: Kullback-Leibler divergence of the engine from the reference, in nats.
         top1_agreement: fraction of positions where the likeliest token is the same.
+        margin_max: where they differ, the largest logarithm of how much likelier the reference holds its own choice than
+            the engine's; 0 if they never differ. A margin like 0.01 is a tie that rounding decides.
         logit_difference_max: largest absolute difference of logits over the range of the reference's logits.
         perplexity_reference, perplexity_engine: of the windows' own tokens; None where they are random.
     """
@@ -54,6 +56,7 @@ class Parity:
     kl_mean: float
     kl_max: float
     top1_agreement: float
+    margin_max: float
     logit_difference_max: float
     perplexity_reference: float | None
     perplexity_engine: float | None
@@ -137,14 +140,15 @@ def measure_parity(
         expected, found: float32 [num_tokens, vocab_size] of each window, reference and engine.
         windows: the token ids, to compute perplexities; None where they mean nothing.
     """
-    divergences, agreements, differences = [], [], []
+    divergences, margins, differences = [], [], []
     losses: list[tuple[float, float]] = []
     for number, (wanted, got) in enumerate(zip(expected, found, strict=True)):
         value_range = float(wanted.max() - wanted.min())
         for position, (a, b) in enumerate(zip(wanted, got, strict=True)):
             log_p, log_q = log_softmax(a), log_softmax(b)
             divergences.append(kl_divergence(log_p, log_q))
-            agreements.append(int(np.argmax(a)) == int(np.argmax(b)))
+            # 0 also where the engine chose another of several exactly equal maxima.
+            margins.append(float(log_p.max() - log_p[np.argmax(b)]))
             differences.append(float(np.abs(a - b).max()) / value_range)
             if windows is not None and position + 1 < len(windows[number]):
                 next_id = windows[number][position + 1]
@@ -154,7 +158,8 @@ def measure_parity(
         num_tokens=len(divergences),
         kl_mean=float(np.mean(divergences)),
         kl_max=max(divergences),
-        top1_agreement=float(np.mean(agreements)),
+        top1_agreement=float(np.mean(np.array(margins) == 0)),
+        margin_max=max(margins),
         logit_difference_max=max(differences),
         perplexity_reference=perplexities[0],
         perplexity_engine=perplexities[1],
@@ -175,14 +180,16 @@ def kl_divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> flo
 
 def print_head() -> None:
     """Print the table's head to stderr."""
-    head = f"{'scheme':<6} {'K/V':<8} {'tokens':>6} {'KL mean':>9} {'KL max':>9} {'top-1':>8} {'logits max':>10}"
+    head = f"{'scheme':<6} {'K/V':<8} {'tokens':>6} {'KL mean':>9} {'KL max':>9} {'top-1':>8} {'margin':>8} {'logits max':>10}"
     print(head + f" {'perplexity (reference)':>24}", file=sys.stderr)
 
 
 def print_row(scheme: str, kv_dtype: str, parity: Parity) -> None:
     """Print one comparison to stderr."""
     p = parity
-    figures = f"{p.kl_mean:9.2e} {p.kl_max:9.2e} {p.top1_agreement:8.3%} {p.logit_difference_max:10.2e}"
+    figures = (
+        f"{p.kl_mean:9.2e} {p.kl_max:9.2e} {p.top1_agreement:8.3%} {p.margin_max:8.4f} {p.logit_difference_max:10.2e}"
+    )
     known = p.perplexity_reference is not None
     perplexity = f"{p.perplexity_engine:.4f} ({p.perplexity_reference:.4f})" if known else "-"
     print(f"{scheme:<6} {kv_dtype:<8} {p.num_tokens:>6} {figures} {perplexity:>24}", file=sys.stderr)

@@ -42,6 +42,7 @@ def test_parity_figures_equal_hand_computed_values() -> None:
     assert parity.kl_max == pytest.approx(0.25 * math.log(2), rel=1e-6)
     assert parity.kl_mean == pytest.approx(0.125 * math.log(2), rel=1e-6)
     assert parity.top1_agreement == 0.5
+    assert parity.margin_max == pytest.approx(math.log(2), rel=1e-6)
     assert parity.logit_difference_max == pytest.approx(1.0)  # ln 2 over a range of ln 2
     assert parity.perplexity_reference == pytest.approx(4.0)
     assert parity.perplexity_engine == pytest.approx(2.0)
