@@ -53,9 +53,7 @@ def test_name_is_looked_up_in_the_data_folder_before_the_working_folder(home: Pa
 
 def test_unknown_name_lists_the_known_ones(home: Path) -> None:
     (home / "data/models/mine").mkdir(parents=True)
-    with pytest.raises(
-        ModelFolderError, match=f"known names: {', '.join(EMBEDDED)}, mine"
-    ):
+    with pytest.raises(ModelFolderError, match=f"known names: {', '.join(EMBEDDED)}, mine"):
         find_model("other")
     with pytest.raises(ModelFolderError, match="some/where: no such folder"):
         find_model("some/where")
