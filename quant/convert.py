@@ -208,7 +208,7 @@ def _writer(checkpoint: Checkpoint, plan: QuantizationPlan, destination: Path, o
         destination,
         config=checkpoint.config,
         config_bytes=checkpoint.config_bytes,
-        tokenizer_bytes=checkpoint.tokenizer_path.read_bytes(),
+        tokenizer_bytes=_read(checkpoint.tokenizer_path),
         notices=_notices(checkpoint.path),
         scheme=plan.scheme,
         formats=plan.formats,
@@ -218,11 +218,22 @@ def _writer(checkpoint: Checkpoint, plan: QuantizationPlan, destination: Path, o
 
 
 def _notices(source: Path) -> dict[str, bytes]:
-    """The source's own terms where it carries them, else Gemma's notice, which every derivative must bear.
+    """The source's own terms, and Gemma's notice, which every derivative of it must bear.
+
+    A source whose LICENSE is Apache's is no derivative of Gemma's weights, only of the same architecture.
 
     Source: Gemma Terms of Use, section 3.1."""
-    own = {name: (source / name).read_bytes() for name in NOTICE_FILES if (source / name).is_file()}
-    return own or {"NOTICE": GEMMA_NOTICE.encode("ascii")}
+    own = {name: _read(source / name) for name in NOTICE_FILES if (source / name).is_file()}
+    if b"Apache License" not in own.get("LICENSE", b""):
+        own["NOTICE"] = own.get("NOTICE", b"") + GEMMA_NOTICE.encode("ascii")
+    return own
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise QuantizeError(f"{path}: cannot be read ({cause.strerror}); check its permissions") from cause
 
 
 def _details(

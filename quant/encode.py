@@ -80,9 +80,9 @@ def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -
     factors = CODEBOOK_FACTORS if book is not None else INT6_FACTORS
     scales = np.empty((len(x), x.shape[1] // GROUP), np.float32)
     search.search_scales(x, GROUP, *grid, (factors * start).astype(np.float32), scales)
-    sub_scales, super_scales = _round_scales(x, grid, scales)
-    final = sub_scales.astype(np.float32) * np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
-    codes, errors = _take_codes(x, GROUP, grid, final)
+    candidates, super_scales = _sub_scale_candidates(scales)
+    units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
+    sub_scales, codes, errors = _take_codes(x, GROUP, grid, candidates, candidates.astype(np.float32) * units)
     if book is None:
         codes += np.int8(INT6_OFFSET)
     parts = {
@@ -127,9 +127,11 @@ def _lloyd_step(x: Floats, values: NDArray[np.float64]) -> tuple[float, NDArray[
     scales = np.empty((len(x), x.shape[1] // GROUP), np.float32)
     trials = (LLOYD_FACTORS / np.abs(values).max()).astype(np.float32)
     search.search_scales(x, GROUP, codebook, limits, trials, scales)
-    mass, moment = np.empty(CODEBOOK_SIZE), np.empty(CODEBOOK_SIZE)
-    error = search.lloyd_sums(x, GROUP, codebook, limits, scales, mass, moment)
-    return error, np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), values)
+    _, codes, errors = _take_codes(x, GROUP, (codebook, limits), scales[None], scales[None])
+    scale = np.repeat(scales.astype(np.float64), GROUP, axis=1).ravel()
+    mass = np.bincount(codes.ravel(), scale * scale, CODEBOOK_SIZE)
+    moment = np.bincount(codes.ravel(), scale * x.ravel(), CODEBOOK_SIZE)
+    return float(errors[:, 0].sum()), np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), values)
 
 
 Grid = tuple["search.Codebook | None", "search.Limits"]
@@ -145,30 +147,28 @@ def _integer_grid(low: int, high: int) -> Grid:
     return None, (np.float32(low), np.float32(high))
 
 
-def _take_codes(x: Floats, group: int, grid: Grid, scales: Floats) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    codes, errors = np.empty(x.shape, np.int8), np.empty((len(x), 3), np.float64)
-    search.take_codes(x, group, *grid, scales, codes, errors)
-    return codes, errors
+def _take_codes(
+    x: Floats, group: int, grid: Grid, candidates: Array, scales: Floats
+) -> tuple[Array, NDArray[np.int8], NDArray[np.float64]]:
+    """Take the codes with, in each group, the best of candidates [n, rows, groups] that stand for scales.
+
+    Returns the candidates taken, the codes and the rows' errors."""
+    chosen, codes = np.zeros(scales.shape[1:], np.uint8), np.empty(x.shape, np.int8)
+    errors = np.empty((len(x), 3), np.float64)
+    search.take_codes(x, group, *grid, np.ascontiguousarray(scales), chosen, codes, errors)
+    taken: Array = np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
+    return taken, codes, errors
 
 
-def _round_scales(x: Floats, grid: Grid, scales: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Split scales [rows, groups] into int8 sub-scales and float16 super-scales."""
+def _sub_scale_candidates(scales: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Split scales [rows, groups] into float16 super-scales and the three nearest int8 sub-scales."""
     blocks = scales.reshape(len(scales), -1, SUPER_GROUP // GROUP)
     super_scales = _float16_at_least(np.abs(blocks).max(axis=2) / np.float32(SUB_SCALE_LIMIT))
     units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
     ratios = np.divide(scales, units, out=np.zeros_like(scales), where=units > 0)
-    nearest = np.clip(np.rint(ratios), -SUB_SCALE_LIMIT, SUB_SCALE_LIMIT)
+    nearest = np.rint(ratios)
     candidates = np.stack([nearest, nearest - 1, nearest + 1]).clip(-SUB_SCALE_LIMIT, SUB_SCALE_LIMIT)
-    chosen = _choose(x, GROUP, grid, candidates * units, candidates)
-    return chosen.astype(np.int8), super_scales
-
-
-def _choose(x: Floats, group: int, grid: Grid, scales: Floats, candidates: Array) -> Array:
-    """Of candidates [n, rows, groups] that stand for scales, take the one of least error in each group."""
-    chosen = np.zeros(scales.shape[1:], np.uint8)
-    search.choose_scales(x, group, *grid, np.ascontiguousarray(scales), chosen)
-    taken: Array = np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
-    return taken
+    return candidates.astype(np.int8), super_scales
 
 
 def _float16_at_least(values: Floats) -> NDArray[np.float16]:
@@ -189,9 +189,8 @@ def _encode_int8(x: Floats) -> EncodedRows:
     search.search_scales(x, INT8_GROUP, *grid, (INT8_FACTORS / INT8_LIMIT).astype(np.float32), scales)
     upper = _float16_at_least(np.abs(scales))
     candidates = np.stack([upper, np.nextafter(upper, np.float16(0))])
-    chosen = _choose(x, INT8_GROUP, grid, candidates.astype(np.float32), candidates)
-    codes, errors = _take_codes(x, INT8_GROUP, grid, chosen.astype(np.float32))
-    return EncodedRows({"codes": pack_codes("i8g64", codes), "scales": pack_scales(chosen)}, errors)
+    taken, codes, errors = _take_codes(x, INT8_GROUP, grid, candidates, candidates.astype(np.float32))
+    return EncodedRows({"codes": pack_codes("i8g64", codes), "scales": pack_scales(taken)}, errors)
 
 
 def _encode_bfloat16(x: Floats) -> EncodedRows:

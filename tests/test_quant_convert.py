@@ -113,11 +113,20 @@ def test_small_files_are_copied_and_sources_recorded(source, toy_folder):
     assert recorded == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def test_terms_that_the_source_carries_are_copied_instead(tmp_path):
+def test_source_under_the_apache_license_keeps_it_and_gets_no_other_terms(tmp_path):
     source = write_toy_checkpoint(tmp_path / "source", has_tokenizer=True)
-    (source / "LICENSE").write_text("Apache-2.0")
+    (source / "LICENSE").write_text("Apache License\nVersion 2.0\n")
     quantize(source, tmp_path / "model", "bf16")
     assert names(tmp_path / "model") == ["LICENSE", "config.json", "model.safetensors", "tokenizer.model"]
+    assert (tmp_path / "model" / "LICENSE").read_text() == "Apache License\nVersion 2.0\n"
+
+
+def test_notice_of_the_source_is_kept_before_the_one_of_gemma(tmp_path):
+    source = write_toy_checkpoint(tmp_path / "source", has_tokenizer=True)
+    (source / "NOTICE").write_text("fine-tuned by a third party\n")
+    quantize(source, tmp_path / "model", "bf16")
+    notice = (tmp_path / "model" / "NOTICE").read_text()
+    assert notice.startswith("fine-tuned by a third party\nGemma is provided under and subject to")
 
 
 def test_report_and_progress_agree_with_the_plan(source, tmp_path):

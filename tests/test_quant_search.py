@@ -89,16 +89,24 @@ def test_search_is_exact_for_weights_on_the_grid(grid):
     np.testing.assert_allclose(np.abs(searched(grid, x)), 0.25, rtol=1e-6)
 
 
+def taken(grid, x, candidates):
+    """What take_codes gives: the candidates chosen, the codes and the errors."""
+    chosen, codes = np.zeros(candidates.shape[1:], np.uint8), np.empty(x.shape, np.int8)
+    errors = np.empty((len(x), 3))
+    search.take_codes(x, 32, *GRIDS[grid], candidates, chosen, codes, errors)
+    return chosen, codes, errors
+
+
 @pytest.mark.parametrize("grid", GRIDS)
-def test_choose_scales_takes_the_least_error_of_the_candidates(grid):
+def test_take_codes_takes_the_candidate_of_least_error(grid):
     x = weights((19, 128))
     base = searched(grid, x)
-    candidates = np.stack([base * np.float32(f) for f in (1.3, 0.9, 1.0, 1.1)])
-    chosen = np.empty(base.shape, np.uint8)
-    search.choose_scales(x, 32, *GRIDS[grid], candidates, chosen)
+    candidates = np.stack([base * np.float32(factor) for factor in (1.3, 0.9, 1.0, 1.1)])
+    chosen, _, reported = taken(grid, x, candidates)
     errors = np.stack([squared_error(grid, x, candidate) for candidate in candidates])
     best = np.take_along_axis(errors, chosen[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(best, errors.min(axis=0), rtol=1e-4)  # float32 sums may swap near equals
+    np.testing.assert_allclose(reported[:, 0], best.sum(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -106,8 +114,7 @@ def test_take_codes_rounds_to_the_nearest_value_and_measures_the_error(grid):
     x = weights((21, 96))
     scales = searched(grid, x)
     scales[2, 1] = 0.0
-    codes, errors = np.empty(x.shape, np.int8), np.empty((21, 3))
-    search.take_codes(x, 32, *GRIDS[grid], scales, codes, errors)
+    _, codes, errors = taken(grid, x, scales[None])
     values = BOOK[codes] if grid == "codebook" else codes.astype(np.float32)
     scale = np.repeat(scales, 32, axis=1)
     difference = values * scale - x
@@ -116,18 +123,6 @@ def test_take_codes_rounds_to_the_nearest_value_and_measures_the_error(grid):
     np.testing.assert_allclose(np.abs(difference), best, atol=1e-6)
     expected = [(difference.astype(float) ** 2).sum(1), (x.astype(float) ** 2).sum(1), np.abs(difference).max(1)]
     np.testing.assert_allclose(errors, np.stack(expected, axis=1), rtol=1e-5)
-
-
-def test_lloyd_sums_are_the_weighted_moments_of_each_code():
-    x = weights((18, 64))
-    scales = searched("codebook", x)
-    mass, moment = np.empty(16), np.empty(16)
-    error = search.lloyd_sums(x, 32, *GRIDS["codebook"], scales, mass, moment)
-    scale = np.repeat(scales, 32, axis=1).astype(np.float64)
-    codes = np.searchsorted(MIDDLE, x / scale)
-    np.testing.assert_allclose(mass, np.bincount(codes.ravel(), (scale**2).ravel(), 16), rtol=1e-6)
-    np.testing.assert_allclose(moment, np.bincount(codes.ravel(), (scale * x).ravel(), 16), rtol=1e-6)
-    assert error == pytest.approx(squared_error("codebook", x, scales).sum(), rel=1e-5)
 
 
 def test_measure_rows_sums_in_float64():
