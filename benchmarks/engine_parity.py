@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from cg_local import reference
 from cg_local.checkpoint import open_checkpoint
 from cg_local.config import EngineConfig, ModelConfig
 from cg_local.errors import CgLocalError, PromptError
+from cg_local.model_folder import open_model_folder
+from cg_local.packing import dequantize
 from cg_local.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
@@ -46,8 +48,8 @@ class Parity:
         num_tokens: positions compared.
         kl_mean, kl_max: Kullback-Leibler divergence of the engine from the reference, in nats.
         top1_agreement: fraction of positions where the likeliest token is the same.
-        margin_max: where they differ, the largest logarithm of how much likelier the reference holds its own choice than
-            the engine's; 0 if they never differ. A margin like 0.01 is a tie that rounding decides.
+        margin_max: where they differ, the largest logarithm of how much likelier the reference holds its own choice
+            than the engine's; 0 if they never differ. A margin like 0.01 is a tie that rounding decides.
         logit_difference_max: largest absolute difference of logits over the range of the reference's logits.
         perplexity_reference, perplexity_engine: of the windows' own tokens; None where they are random.
     """
@@ -86,14 +88,10 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
     print_head()
     for scheme in options.schemes:
         with quantized_folder(folder, scheme, options.work) as quantized:
-            for kv_dtype in options.kv_dtypes:
-                longest = max(map(len, windows))
-                config = EngineConfig(max_context=longest, kv_dtype=kv_dtype, num_threads=options.threads)
-                engine = load(quantized, config).engine
-                found = [engine.logits(window) for window in windows]
+            for computed_by, found in candidates(quantized, windows, options):
                 parity = measure_parity(expected, found, windows if options.text else None)
-                print_row(scheme, kv_dtype, parity)
-                rows.append({"scheme": scheme, "kv_dtype": kv_dtype, **asdict(parity)})
+                print_row(scheme, computed_by, parity)
+                rows.append({"scheme": scheme, "computed_by": computed_by, **asdict(parity)})
     return {
         "benchmark": "engine_parity",
         "settings": {
@@ -108,6 +106,46 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
         "reference_seconds": round(reference_seconds, 2),
         "parity": rows,
     }
+
+
+def candidates(
+    quantized: Path, windows: Sequence[Sequence[int]], options: argparse.Namespace
+) -> Iterator[tuple[str, list[Floats]]]:
+    """Give the logits of a model folder: by the engine with each type of K and V, and by the reference if asked for.
+
+    The reference over dequantized weights shows the part of a divergence that the weights have, not the arithmetic.
+    """
+    if options.weights_alone:
+        source = DequantizedFolder(quantized)
+        yield "reference", [reference.logits(source, window) for window in windows]
+    for kv_dtype in options.kv_dtypes:
+        config = EngineConfig(max_context=max(map(len, windows)), kv_dtype=kv_dtype, num_threads=options.threads)
+        engine = load(quantized, config).engine
+        yield f"engine, {kv_dtype}", [engine.logits(window) for window in windows]
+
+
+class DequantizedFolder:
+    """A model folder's weights as the reference reads weights.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._folder = open_model_folder(path)
+        self.config = self._folder.config
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """The names of all weights."""
+        return [*self._folder.matrices, *self._folder.gains]
+
+    def tensor(self, name: str) -> Floats:
+        """Return a weight in float32, a norm's as an offset from 1 again."""
+        if name in self._folder.gains:
+            offset: Floats = self._folder.gains[name] - np.float32(1)
+            return offset
+        return dequantize(self._folder.matrices[name])
 
 
 def choose_tokens(folder: Path, options: argparse.Namespace) -> list[list[int]]:
@@ -180,19 +218,19 @@ def kl_divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> flo
 
 def print_head() -> None:
     """Print the table's head to stderr."""
-    head = f"{'scheme':<6} {'K/V':<8} {'tokens':>6} {'KL mean':>9} {'KL max':>9} {'top-1':>8} {'margin':>8} {'logits max':>10}"
-    print(head + f" {'perplexity (reference)':>24}", file=sys.stderr)
+    head = f"{'scheme':<6} {'computed by':<18} {'tokens':>6} {'KL mean':>9} {'KL max':>9} {'top-1':>8} {'margin':>7}"
+    print(head + f" {'logits max':>10} {'perplexity (reference)':>22}", file=sys.stderr)
 
 
-def print_row(scheme: str, kv_dtype: str, parity: Parity) -> None:
+def print_row(scheme: str, computed_by: str, parity: Parity) -> None:
     """Print one comparison to stderr."""
     p = parity
     figures = (
-        f"{p.kl_mean:9.2e} {p.kl_max:9.2e} {p.top1_agreement:8.3%} {p.margin_max:8.4f} {p.logit_difference_max:10.2e}"
+        f"{p.kl_mean:9.2e} {p.kl_max:9.2e} {p.top1_agreement:8.3%} {p.margin_max:7.4f} {p.logit_difference_max:10.2e}"
     )
     known = p.perplexity_reference is not None
     perplexity = f"{p.perplexity_engine:.4f} ({p.perplexity_reference:.4f})" if known else "-"
-    print(f"{scheme:<6} {kv_dtype:<8} {p.num_tokens:>6} {figures} {perplexity:>24}", file=sys.stderr)
+    print(f"{scheme:<6} {computed_by:<18} {p.num_tokens:>6} {figures} {perplexity:>22}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", default="nano", help="published weights, or a carried model's name (default: nano)")
     add("--schemes", type=_names(SCHEMES), default=SCHEMES, help="default: bf16,q8,q4")
     add("--kv-dtypes", type=_names(KV_DTYPES), default=KV_DTYPES, help="default: float32,float16")
+    add("--weights-alone", action="store_true", help="also run the reference over each scheme's weights; slow")
     add("--tokens", type=int, default=512, help="positions to compare (default: 512)")
     add("--window", type=int, default=256, help="tokens of a window, BOS included (default: 256)")
     add("--text", type=Path, metavar="FILE", help="take the tokens from this text (default: drawn at random)")

@@ -57,14 +57,14 @@ def test_parity_does_not_depend_on_a_shift_of_the_logits() -> None:
 def test_parity_run_on_a_toy_model(toy_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", str(toy_checkpoint("mqa")), "--tokens", "64", "--window", "32", "--schemes", "bf16,q4"]
 
-    assert engine_parity.main(arguments) == 0
+    assert engine_parity.main([*arguments, "--weights-alone"]) == 0
     rows = json.loads(capsys.readouterr().out)["parity"]
 
-    assert [(row["scheme"], row["kv_dtype"]) for row in rows] == [
-        (scheme, kv) for scheme in ("bf16", "q4") for kv in ("float32", "float16")
-    ]
+    ways = ("reference", "engine, float32", "engine, float16")
+    assert [(row["scheme"], row["computed_by"]) for row in rows] == [(s, way) for s in ("bf16", "q4") for way in ways]
     assert rows[0]["num_tokens"] == 64
-    assert rows[0]["kl_mean"] < 1e-8 < rows[2]["kl_mean"]
+    assert rows[0]["kl_max"] < 1e-9
+    assert rows[1]["kl_mean"] < 1e-8 < rows[4]["kl_mean"]
 
 
 @pytest.mark.parametrize("family", ["mqa", "mha"])
