@@ -1,0 +1,551 @@
+"""Proves the life of sequences: every way of computing a token gives the same bits, no way of ending leaks a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toy_engines import engine_of, generate, pages_in_use, result_of, toy_prompt
+
+from cg_local.config import SamplingParams
+from cg_local.engine import Engine, Sequence
+from cg_local.errors import CapacityError, ConfigError, PromptError
+from cg_local.model import Model
+from cg_local.sampling import logprob_of
+
+FolderMaker = Callable[[str, str], Path]
+PROMPT = toy_prompt(300)
+MODELS = [("mqa", "q4"), ("mqa", "bf16"), ("mha", "q8")]
+
+
+@pytest.fixture
+def folder(toy_folder: FolderMaker) -> Path:
+    """The model of the tests for which one is as good as another."""
+    return toy_folder("mqa", "q4")
+
+
+@pytest.fixture(autouse=True)
+def pages_are_those_of_running_sequences(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After each test, the pages in use of every engine must be exactly those of its unfinished sequences."""
+    engines: list[Engine] = []
+    create = Engine.__init__
+
+    def remember(self: Engine, *arguments: Any, **keywords: Any) -> None:
+        create(self, *arguments, **keywords)
+        engines.append(self)
+
+    monkeypatch.setattr(Engine, "__init__", remember)
+    yield
+    for engine in engines:
+        held = {page_id for sequence in engine.sequences for page_id in sequence.block_table}
+        assert pages_in_use(engine) == len(held)
+
+
+@pytest.fixture(scope="module")
+def whole_logits(toy_folder: FolderMaker) -> Callable[[str, str], NDArray[np.float32]]:
+    """A function from (family, scheme) to the logits of PROMPT prefilled at once."""
+    computed: dict[tuple[str, str], NDArray[np.float32]] = {}
+
+    def logits_of(family: str, scheme: str) -> NDArray[np.float32]:
+        if (family, scheme) not in computed:
+            computed[family, scheme] = engine_of(toy_folder(family, scheme)).logits(PROMPT)
+        return computed[family, scheme]
+
+    return logits_of
+
+
+# The same bits, whichever way they are computed
+
+
+@pytest.mark.parametrize(("family", "scheme"), MODELS)
+@pytest.mark.parametrize("chunk", [1, 7, 64, 512])
+def test_prefill_in_chunks_equals_prefill_at_once_bit_for_bit(
+    family: str,
+    scheme: str,
+    chunk: int,
+    toy_folder: FolderMaker,
+    whole_logits: Callable[[str, str], NDArray[np.float32]],
+) -> None:
+    found = engine_of(toy_folder(family, scheme), prefill_chunk=chunk).logits(PROMPT)
+
+    np.testing.assert_array_equal(found, whole_logits(family, scheme))
+
+
+@pytest.mark.parametrize(("family", "scheme"), MODELS)
+@pytest.mark.parametrize("kv_dtype", ["float16", "float32"])
+def test_decoding_gives_the_logprobs_of_prefilling_the_same_text_bit_for_bit(
+    family: str, scheme: str, kv_dtype: str, toy_folder: FolderMaker
+) -> None:
+    engine = engine_of(toy_folder(family, scheme), kv_dtype=kv_dtype)
+
+    decoded = generate(engine, PROMPT[:250], max_tokens=20, temperature=1.5, seed=1)
+
+    rows = engine.logits(decoded.token_ids)[249:-1]
+    expected = [logprob_of(row, token_id) for row, token_id in zip(rows, decoded.completion_ids, strict=True)]
+    assert decoded.logprobs == expected
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_result_does_not_depend_on_the_number_of_threads(
+    num_threads: int, folder: Path, whole_logits: Callable[[str, str], NDArray[np.float32]]
+) -> None:
+    try:
+        engine = engine_of(folder, num_threads=num_threads)
+    except ConfigError:
+        pytest.skip("the machine has one processor")
+
+    np.testing.assert_array_equal(engine.logits(PROMPT), whole_logits("mqa", "q4"))
+
+
+@pytest.mark.parametrize(("family", "scheme"), MODELS)
+def test_cached_prefix_gives_the_result_of_a_cold_run_bit_for_bit(
+    family: str, scheme: str, toy_folder: FolderMaker
+) -> None:
+    folder = toy_folder(family, scheme)
+    other_end = [*PROMPT[:90], *toy_prompt(30, seed=9)[1:]]
+    cold = generate(engine_of(folder), other_end, max_tokens=12)
+    engine = engine_of(folder)
+    generate(engine, PROMPT[:130], max_tokens=3)
+
+    warm = generate(engine, other_end, max_tokens=12)
+
+    assert (cold.num_cached, warm.num_cached) == (0, 80)
+    assert result_of(warm) == result_of(cold)
+
+
+def test_chosen_tokens_are_cached_with_the_prompt(folder: Path) -> None:
+    engine = engine_of(folder)
+    first = generate(engine, PROMPT[:20], max_tokens=20)
+
+    again = generate(engine, [*first.token_ids, 5, 6], max_tokens=4)
+
+    assert again.num_cached == 32
+    assert result_of(again) == result_of(generate(engine_of(folder), [*first.token_ids, 5, 6], max_tokens=4))
+
+
+def test_prompt_that_is_cached_to_its_end_is_computed_from_its_last_page_on(folder: Path) -> None:
+    engine = engine_of(folder)
+    first = generate(engine, PROMPT[:64], max_tokens=6)
+
+    again = generate(engine, PROMPT[:64], max_tokens=6)
+
+    assert again.num_cached == 48
+    assert result_of(again) == result_of(first)
+
+
+def test_result_is_right_after_cached_pages_were_taken_by_others(folder: Path) -> None:
+    engine = engine_of(folder, num_pages=8)
+    first = generate(engine, PROMPT[:100], max_tokens=6)
+    generate(engine, toy_prompt(60, seed=5), max_tokens=6)
+
+    again = generate(engine, PROMPT[:100], max_tokens=6)
+
+    assert 0 < again.num_cached < 96
+    assert result_of(again) == result_of(first)
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 9, 16])
+def test_forked_sequence_equals_one_of_its_own_bit_for_bit(num_before: int, folder: Path) -> None:
+    engine = engine_of(folder)
+    first = engine.add(PROMPT[:25], SamplingParams(max_tokens=40, temperature=1.0, seed=1))
+    for _ in range(num_before):
+        engine.step()
+    so_far = list(first.token_ids)
+
+    twin = engine.fork(first, SamplingParams(max_tokens=40, temperature=1.0, seed=2))
+    engine.run()
+
+    own = generate(engine_of(folder), so_far, max_tokens=40 - num_before, temperature=1.0, seed=2)
+    assert twin.token_ids == own.token_ids
+    assert twin.logprobs[num_before:] == own.logprobs
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 9, 16])
+def test_forking_does_not_change_the_first_sequence(num_before: int, folder: Path) -> None:
+    params: dict[str, Any] = {"max_tokens": 40, "temperature": 1.0, "seed": 1}
+    engine = engine_of(folder)
+    first = engine.add(PROMPT[:25], SamplingParams(**params))
+    for _ in range(num_before):
+        engine.step()
+
+    engine.fork(first, SamplingParams(max_tokens=40, temperature=1.0, seed=2))
+    engine.run()
+
+    assert result_of(first) == result_of(generate(engine_of(folder), PROMPT[:25], **params))
+
+
+def test_fork_shares_pages_until_one_writes(folder: Path) -> None:
+    engine = engine_of(folder)
+    first = engine.add(PROMPT[:40], SamplingParams(max_tokens=40))
+    engine.step()
+
+    engine.fork(first)
+    assert pages_in_use(engine) == 3
+    engine.step()
+    assert pages_in_use(engine) == 4
+
+
+def test_fork_in_the_middle_of_a_prefill_equals_one_of_its_own(folder: Path) -> None:
+    engine = engine_of(folder, prefill_chunk=50)
+    first = engine.add(PROMPT, SamplingParams(max_tokens=4, temperature=1.0, seed=1))
+    engine.step()
+
+    twin = engine.fork(first, SamplingParams(max_tokens=4, temperature=1.0, seed=2))
+    engine.run()
+
+    assert result_of(first) == result_of(generate(engine_of(folder), PROMPT, max_tokens=4, temperature=1.0, seed=1))
+    assert result_of(twin) == result_of(generate(engine_of(folder), PROMPT, max_tokens=4, temperature=1.0, seed=2))
+
+
+REQUESTS: list[tuple[list[int], dict[str, Any]]] = [
+    (toy_prompt(3, 1), {"max_tokens": 25}),
+    (toy_prompt(130, 2), {"max_tokens": 5, "temperature": 1.0, "seed": 3}),
+    (PROMPT, {"max_tokens": 8}),
+    (toy_prompt(17, 4), {"max_tokens": 12, "temperature": 0.7, "top_k": 20, "seed": 4}),
+    (PROMPT[:290], {"max_tokens": 6, "repetition_penalty": 1.3}),
+]
+
+
+@pytest.mark.parametrize(("family", "scheme"), MODELS)
+@pytest.mark.parametrize("chunk", [16, 512])
+def test_sequences_in_a_batch_equal_each_alone_bit_for_bit(
+    family: str, scheme: str, chunk: int, toy_folder: FolderMaker
+) -> None:
+    folder = toy_folder(family, scheme)
+    engine = engine_of(folder, prefill_chunk=chunk, num_pages=200)
+
+    together = [engine.add(prompt, SamplingParams(**params)) for prompt, params in REQUESTS]
+    engine.run()
+
+    alone = [generate(engine_of(folder), prompt, **params) for prompt, params in REQUESTS]
+    assert list(map(result_of, together)) == list(map(result_of, alone))
+
+
+def test_step_joins_decode_tokens_with_one_chunk_of_prefill(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(folder, prefill_chunk=64)
+    engine.add(PROMPT[:5], SamplingParams(max_tokens=9))
+    engine.step()
+    engine.add(PROMPT, SamplingParams(max_tokens=9))
+    spans: list[list[int]] = []
+    forward = Model.forward
+
+    def watch(self: Model, token_ids: Any, given: Any, *rest: Any) -> Any:
+        spans.append([span.num_tokens for span in given])
+        return forward(self, token_ids, given, *rest)
+
+    monkeypatch.setattr(Model, "forward", watch)
+    for _ in range(6):
+        engine.step()
+
+    assert spans == [[1, 64], [1, 64], [1, 64], [1, 64], [1, 44], [1, 1]]
+
+
+# How a sequence ends
+
+
+def test_answer_ends_after_max_tokens(folder: Path) -> None:
+    sequence = generate(engine_of(folder), PROMPT[:10], max_tokens=7)
+
+    assert (len(sequence.completion_ids), sequence.stop_reason) == (7, "max_tokens")
+
+
+def test_answer_ends_when_the_context_is_full(folder: Path) -> None:
+    sequence = generate(engine_of(folder, max_context=64), PROMPT[:60], max_tokens=50)
+
+    assert (len(sequence.completion_ids), sequence.stop_reason) == (4, "context_full")
+
+
+def test_answer_ends_before_a_stop_id(folder: Path) -> None:
+    free = generate(engine_of(folder), PROMPT[:10], max_tokens=9, temperature=1.5, seed=5)
+    stop_id = free.completion_ids[5]
+    expected = free.completion_ids[: free.completion_ids.index(stop_id)]
+
+    stopped = generate(engine_of(folder), PROMPT[:10], (stop_id,), max_tokens=9, temperature=1.5, seed=5)
+
+    assert (stopped.completion_ids, stopped.stop_reason, stopped.stop_id) == (expected, "stop_id", stop_id)
+
+
+def test_stop_token_is_reported_with_its_logprob(folder: Path) -> None:
+    free = generate(engine_of(folder), PROMPT[:10], max_tokens=1)
+    engine, outputs = engine_of(folder), []
+    sequence = engine.add(PROMPT[:10], SamplingParams(max_tokens=9), free.completion_ids)
+
+    engine.run(outputs.append)
+
+    assert [(output.token_id, output.logprob) for output in outputs] == [(free.token_ids[-1], free.logprobs[0])]
+    assert sequence.logprobs == free.logprobs
+
+
+def test_each_token_is_reported_as_it_is_chosen(folder: Path) -> None:
+    engine, outputs = engine_of(folder), []
+    sequence = engine.add(PROMPT[:10], SamplingParams(max_tokens=9))
+
+    engine.run(outputs.append)
+
+    assert [output.token_id for output in outputs] == sequence.completion_ids
+    assert [output.logprob for output in outputs] == sequence.logprobs
+
+
+def test_finished_sequence_gives_back_its_pages(folder: Path) -> None:
+    engine = engine_of(folder)
+
+    generate(engine, PROMPT, max_tokens=3)
+
+    assert (pages_in_use(engine), engine.sequences) == (0, [])
+
+
+def test_cancelling_between_chunks_gives_back_the_pages(folder: Path) -> None:
+    engine = engine_of(folder, prefill_chunk=50)
+    sequence = engine.add(PROMPT)
+    assert engine.step() == []
+    assert pages_in_use(engine) > 0
+
+    engine.cancel(sequence)
+
+    assert (pages_in_use(engine), engine.sequences, sequence.stop_reason) == (0, [], "cancelled")
+
+
+def test_cancelling_between_tokens_keeps_them_and_gives_back_the_pages(folder: Path) -> None:
+    engine = engine_of(folder)
+    sequence = engine.add(PROMPT[:10])
+    engine.step()
+    engine.step()
+
+    engine.cancel(sequence)
+
+    assert (pages_in_use(engine), len(sequence.completion_ids)) == (0, 2)
+
+
+def test_cancelling_leaves_other_sequences_alone(folder: Path) -> None:
+    engine = engine_of(folder)
+    first = engine.add(PROMPT[:50], SamplingParams(max_tokens=9))
+    second = engine.add(PROMPT[:60], SamplingParams(max_tokens=9))
+    engine.step()
+    engine.step()
+
+    engine.cancel(first)
+    engine.run()
+
+    assert result_of(second) == result_of(generate(engine_of(folder), PROMPT[:60], max_tokens=9))
+
+
+def test_cancelling_a_finished_sequence_changes_nothing(folder: Path) -> None:
+    engine = engine_of(folder)
+    sequence = generate(engine, PROMPT[:10], max_tokens=2)
+
+    engine.cancel(sequence)
+
+    assert sequence.stop_reason == "max_tokens"
+
+
+def test_step_without_sequences_chooses_nothing(folder: Path) -> None:
+    assert engine_of(folder).step() == []
+
+
+# Too little room
+
+
+def test_prompt_that_leaves_no_room_is_refused_with_the_numbers(folder: Path) -> None:
+    engine = engine_of(folder, max_context=64)
+
+    with pytest.raises(CapacityError, match=r"prompt has 64 tokens, the context holds 64"):
+        engine.add(PROMPT[:64])
+
+    assert (engine.sequences, pages_in_use(engine)) == ([], 0)
+
+
+def test_logits_may_fill_the_whole_context(folder: Path) -> None:
+    assert len(engine_of(folder, max_context=64).logits(PROMPT[:64])) == 64
+
+
+def test_logits_beyond_the_context_are_refused(folder: Path) -> None:
+    with pytest.raises(CapacityError, match=r"has 65 tokens, the context holds 64"):
+        engine_of(folder, max_context=64).logits(PROMPT[:65])
+
+
+def test_logits_without_free_pages_are_refused_and_leave_other_sequences_alone(folder: Path) -> None:
+    engine = engine_of(folder, num_pages=4)
+    sequence = engine.add(PROMPT[:40], SamplingParams(max_tokens=5))
+    engine.step()
+
+    with pytest.raises(CapacityError, match=r"1 of 4 free"):
+        engine.logits(PROMPT[:20])
+    engine.run()
+
+    assert result_of(sequence) == result_of(generate(engine_of(folder), PROMPT[:40], max_tokens=5))
+
+
+def test_step_for_which_no_page_is_free_names_the_numbers(folder: Path) -> None:
+    engine = engine_of(folder, num_pages=3)
+    engine.add(PROMPT[:60])
+
+    with pytest.raises(CapacityError, match=r"sequence of 60 tokens needs 4 more page\(s\) of 16 tokens, 3 of 3 free"):
+        engine.step()
+
+
+def test_step_for_which_no_page_is_free_changes_nothing(folder: Path) -> None:
+    engine = engine_of(folder, num_pages=6)
+    sequences = [engine.add(toy_prompt(48, seed), SamplingParams(max_tokens=30)) for seed in range(2)]
+    engine.step()
+    before = [(list(s.token_ids), list(s.block_table), s.num_computed) for s in sequences]
+
+    with pytest.raises(CapacityError):
+        engine.step()
+
+    assert [(s.token_ids, s.block_table, s.num_computed) for s in sequences] == before
+
+
+def test_step_goes_on_once_another_sequence_is_cancelled(folder: Path) -> None:
+    engine = engine_of(folder, num_pages=6)
+    sequences = [engine.add(toy_prompt(48, seed), SamplingParams(max_tokens=30)) for seed in range(2)]
+    engine.step()
+    with pytest.raises(CapacityError):
+        engine.step()
+
+    engine.cancel(sequences[0])
+    engine.run()
+
+    assert result_of(sequences[1]) == result_of(generate(engine_of(folder), toy_prompt(48, 1), max_tokens=30))
+
+
+def test_waiting_sequences_go_on_when_pages_become_free(folder: Path) -> None:
+    engine = engine_of(folder, num_pages=8)
+    sequences = [engine.add(toy_prompt(100, seed), SamplingParams(max_tokens=9)) for seed in range(3)]
+
+    engine.run()
+
+    alone = [generate(engine_of(folder), toy_prompt(100, seed), max_tokens=9) for seed in range(3)]
+    assert list(map(result_of, sequences)) == list(map(result_of, alone))
+
+
+@pytest.mark.parametrize(("prompt", "message"), [([], "no token"), ([2, 768], "768 is outside 0..767"), ([-1], "-1")])
+def test_prompt_of_wrong_ids_is_refused(prompt: list[int], message: str, folder: Path) -> None:
+    engine = engine_of(folder)
+
+    with pytest.raises(PromptError, match=message):
+        engine.add(prompt)
+
+    assert engine.sequences == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"page_size": 24}, r"page_size is 24; it must divide 256"),
+        ({"max_context": 2000}, r"max_context is 2000; the model was trained for 1024"),
+        ({"num_threads": 4096}, r"num_threads is 4096"),
+    ],
+)
+def test_configuration_that_the_engine_cannot_keep_is_refused(
+    config: dict[str, int], message: str, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine_of(folder, **config)
+
+
+# Interruption
+
+
+def interrupt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the next forward pass end in a KeyboardInterrupt after all pages were prepared."""
+    forward = Model.forward
+
+    def interrupted(self: Model, *arguments: Any) -> Any:
+        monkeypatch.setattr(Model, "forward", forward)
+        forward(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "forward", interrupted)
+
+
+def interrupted_sequence(engine: Engine, monkeypatch: pytest.MonkeyPatch, num_before: int, **params: Any) -> Sequence:
+    sequence = engine.add(PROMPT[:40], SamplingParams(**params))
+    for _ in range(num_before):
+        engine.step()
+    interrupt_once(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    return sequence
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 9])
+def test_interrupted_step_is_repeated_with_the_same_result(
+    num_before: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(folder, prefill_chunk=20)
+    sequence = interrupted_sequence(engine, monkeypatch, num_before, max_tokens=20)
+
+    engine.run()
+
+    assert result_of(sequence) == result_of(generate(engine_of(folder), PROMPT[:40], max_tokens=20))
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 2, 10])
+def test_fork_after_an_interrupted_step_equals_one_of_its_own(
+    num_before: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The interrupted step has taken pages that it did not fill; both sequences will write into them.
+    engine = engine_of(folder, prefill_chunk=20)
+    params: dict[str, Any] = {"max_tokens": 20, "temperature": 1.0}
+    first = interrupted_sequence(engine, monkeypatch, num_before, **params, seed=1)
+    so_far = list(first.token_ids)
+
+    twin = engine.fork(first, SamplingParams(**params, seed=2))
+    engine.run()
+
+    own = generate(engine_of(folder), so_far, max_tokens=60 - len(so_far), temperature=1.0, seed=2)
+    assert twin.token_ids == own.token_ids
+    assert result_of(first) == result_of(generate(engine_of(folder), PROMPT[:40], **params, seed=1))
+
+
+# Choices
+
+
+def test_ids_beyond_the_tokenizers_are_never_chosen(folder: Path) -> None:
+    engine = engine_of(folder, vocab_size=300)
+    answers = [generate(engine, PROMPT[:9], max_tokens=60, temperature=5.0, seed=seed) for seed in range(3)]
+
+    assert max(token_id for answer in answers for token_id in answer.completion_ids) < 300
+
+
+def test_logprobs_are_those_among_the_ids_that_can_be_chosen(folder: Path) -> None:
+    engine = engine_of(folder, vocab_size=300)
+
+    sequence = generate(engine, PROMPT[:9], max_tokens=1)
+
+    row = engine.logits(PROMPT[:9])[-1]
+    assert sequence.logprobs == [logprob_of(row[:300], sequence.completion_ids[0])]
+
+
+def test_greedy_chooses_the_largest_logit_at_every_position(folder: Path) -> None:
+    engine = engine_of(folder)
+
+    sequence = generate(engine, PROMPT[:9], max_tokens=30)
+
+    rows = engine.logits(sequence.token_ids)[8:-1]
+    assert rows.argmax(axis=1).tolist() == sequence.completion_ids
+
+
+def test_same_seed_gives_the_same_answer(folder: Path) -> None:
+    answers = [generate(engine_of(folder), PROMPT[:9], max_tokens=30, temperature=2.0, seed=7) for _ in range(2)]
+
+    assert result_of(answers[0]) == result_of(answers[1])
+
+
+def test_other_seeds_give_other_answers(folder: Path) -> None:
+    engine = engine_of(folder)
+
+    answers = [generate(engine, PROMPT[:9], max_tokens=30, temperature=2.0, seed=seed) for seed in range(3)]
+
+    assert len({tuple(answer.completion_ids) for answer in answers}) == 3
+
+
+def test_repetition_penalty_sees_prompt_and_answer(folder: Path) -> None:
+    # A penalty of 10**6 makes every seen token the least probable, as long as others have positive logits.
+    sequence = generate(engine_of(folder), PROMPT[:9], max_tokens=30, repetition_penalty=1e6)
+
+    assert len(set(sequence.token_ids)) == len(set(PROMPT[:9])) + 30
