@@ -56,7 +56,9 @@ def test_packed_documents_do_not_see_each_other() -> None:
     row = np.concatenate([first, second])[None]
     document_ids = np.repeat([1, 2], [70, 58])[None]
     positions = np.concatenate([np.arange(70), np.arange(58)])[None]
-    hidden = jax.jit(lambda *arrays: model.hidden_states(params, ARCH, *arrays, chunk=32))(row, document_ids, positions)
+    hidden = jax.jit(lambda ids, documents, at: model.hidden_states(params, ARCH, ids, documents, at, chunk=32))(
+        row, document_ids, positions
+    )
     packed = np.asarray(hidden @ params["embedding"].T)[0]
     for part, ids in ((packed[:70], first), (packed[70:], second)):
         np.testing.assert_allclose(part, logits(params, jnp.asarray(ids[None]))[0], atol=2e-5)
@@ -72,17 +74,17 @@ def test_batch_losses_are_the_cross_entropy_of_the_next_token() -> None:
     np.testing.assert_allclose(np.asarray(losses)[0, :-1], expected, atol=1e-4)
 
 
-def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path) -> None:
+def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trainer(tmp_path / "whole", 6).run()
     first = trainer(tmp_path / "cut", 6)
-    original = first.take_step
+    take_step = first.take_step
 
-    def step_and_stop(*args: object) -> None:
-        original(*args)  # type: ignore[arg-type]
+    def step_and_stop(batch: packing.Batch, begin: float, waited: float) -> None:
+        take_step(batch, begin, waited)
         if first.state.step == 3:
             first.stop()
 
-    first.take_step = step_and_stop  # type: ignore[method-assign]
+    monkeypatch.setattr(first, "take_step", step_and_stop)
     assert first.run().step == 3
     resumed = trainer(tmp_path / "cut", 6).run()
     assert resumed.step == whole.step == 6

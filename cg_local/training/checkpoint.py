@@ -48,6 +48,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, *, keep: int = 3) -> P
     path = folder / f"step-{step:07d}.npz"
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
+        # NumPy's types take every keyword for the option that it is not.
         np.savez(file, __record__=np.array(json.dumps(checkpoint.record)), **checkpoint.arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,7 +187,7 @@ class BatchStream:
 
 def prefetch(
     stream: BatchStream, position: tuple[int, int], num_rows: int, sequence_length: int
-) -> Iterator[tuple[tuple[int, int], Batch]]:
+) -> Generator[tuple[tuple[int, int], Batch], None, None]:
     """Batches made by a background thread.
 
     Args:

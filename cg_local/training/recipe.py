@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from cg_local.errors import TrainingError
 from cg_local.training.fim import FimRecipe
@@ -105,7 +105,7 @@ T = TypeVar("T")
 
 def build(kind: type[T], options: dict[str, object], path: Path, table: str) -> T:
     """Make a `kind` from a table's options, lists as tuples; unknown names raise TrainingError."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(cast(Any, kind))}
     for name in options:
         if name not in known:
             raise TrainingError(f"{path}: unknown option {name!r} in [{table}]; known are {', '.join(sorted(known))}.")

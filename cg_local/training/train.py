@@ -209,7 +209,7 @@ class Trainer:
                 yield batch
                 if self.recipe.run.sequence_length(self.clock.progress(self.state.step)) != length:
                     self.state.position = (position[0] + 1, 0)
-                    source.close()  # type: ignore[attr-defined]
+                    source.close()
                     break
 
     def run(self) -> State:
