@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from cg_local.config import SamplingParams
 from cg_local.engine import Engine, Sequence
+from cg_local.errors import CapacityError
 from cg_local.tokenizer import Tokenizer
 
 StopTest = Callable[[str], bool]
@@ -75,8 +76,9 @@ class GenerationStats:
 class TextStream:
     """The pieces of one answer, computed as they are asked for.
 
-    Iterate over it; `stats` is complete when the iteration has ended. Closing it (or a KeyboardInterrupt while a piece
-    is computed) cancels the sequence and keeps what was produced.
+    Iterate over it; `stats` is complete when the iteration has ended. Closing it (or a KeyboardInterrupt or a
+    CapacityError while a piece is computed) cancels the sequence and keeps what was produced. Streams of one engine may
+    be read in turns.
     """
 
     def __init__(
@@ -105,54 +107,58 @@ class TextStream:
 
     def close(self) -> None:
         """Cancel what is not yet computed; no-op after the end."""
-        if not self._sequence.is_finished:
-            self._engine.cancel(self._sequence)
-            self._end("interrupted")
         self._pieces.close()
+        self._finish()
 
     def _generate(self) -> Generator[TextPiece, None, None]:
         try:
-            while not self._sequence.is_finished:
-                for output in self._engine.step():
-                    if output.sequence is self._sequence:
-                        yield from self._take(output.token_id, output.logprob)
-            tail = self._decoder.flush()
-            self._text += tail
-            if self.stats.stop_reason is None:
-                self._end(self._sequence.stop_reason or "interrupted")
-            if tail:
-                yield TextPiece(tail, (), ())
-        except KeyboardInterrupt:
-            self.close_after_interrupt()
+            while self.stats.stop_reason is None and not (self._sequence.is_finished and self._has_taken_all()):
+                # The steps that another stream asked for compute tokens of this one, too.
+                if self._has_taken_all():
+                    self._engine.step()
+                else:
+                    yield from self._take()
+        except (KeyboardInterrupt, CapacityError):
+            self._finish()
             raise
+        tail = self._finish()
+        if tail:
+            yield TextPiece(tail, (), ())
 
-    def close_after_interrupt(self) -> None:
-        """Cancel after an interrupt that hit a computation; text and statistics stay readable."""
-        if not self._sequence.is_finished:
-            self._engine.cancel(self._sequence)
-        self._text += self._decoder.flush()
-        self._end("interrupted")
+    def _has_taken_all(self) -> bool:
+        return len(self.stats.logprobs) == len(self._sequence.logprobs)
 
-    def _take(self, token_id: int, logprob: float) -> Iterator[TextPiece]:
+    def _take(self) -> Iterator[TextPiece]:
+        """Take the next token of the sequence; no piece for a stop token."""
         now = time.perf_counter()
         if self._first_token_at is None:
             self._first_token_at = now
             self.stats.prefill_seconds = now - self._started_at
         self.stats.decode_seconds = now - self._first_token_at
+        sequence, number = self._sequence, len(self.stats.logprobs)
+        logprob = sequence.logprobs[number]
         self.stats.logprobs.append(logprob)
-        if self._sequence.stop_id is not None:
+        if sequence.num_prompt_tokens + number == len(sequence.token_ids):
             return
+        token_id = sequence.token_ids[sequence.num_prompt_tokens + number]
         self.stats.completion_tokens += 1
         text = self._decoder.push(token_id)
         self._text += text
         if self._should_stop is not None and self._should_stop(self._text):
-            self._engine.cancel(self._sequence)
-            self._end("stop_test")
+            self._engine.cancel(sequence)
+            self.stats.stop_reason = "stop_test"
         yield TextPiece(text, (token_id,), (logprob,))
 
-    def _end(self, reason: str) -> None:
-        self.stats.stop_reason = reason
-        self.stats.stop_id = self._sequence.stop_id
+    def _finish(self) -> str:
+        """End the sequence if it runs, complete text and statistics; return what an incomplete character leaves."""
+        self._engine.cancel(self._sequence)
+        tail = self._decoder.flush()
+        self._text += tail
+        if self.stats.stop_reason is None:
+            is_whole = self._has_taken_all() and self._sequence.stop_reason != "cancelled"
+            self.stats.stop_reason = self._sequence.stop_reason if is_whole else "interrupted"
+            self.stats.stop_id = self._sequence.stop_id if is_whole else None
+        return tail
 
 
 def stream_text(
