@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,20 @@ def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path, monkeypatch
     assert resumed.position == whole.position
     for name, value in whole.params.items():
         assert np.array_equal(np.asarray(value), np.asarray(resumed.params[name])), name
+
+
+def test_row_length_grows_with_the_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(TINY.run, sequence_lengths=(128, 256), length_starts=(0.0, 0.5))
+    session = train.Trainer(replace(TINY, run=run), tmp_path, stream(), stream(), train.Clock(6, lambda: 0.0))
+    shapes = []
+
+    def count_only(params: object, state: object, arrays: tuple[np.ndarray, ...], factor: object) -> tuple[object, ...]:
+        shapes.append(arrays[0].shape)
+        return params, state, dict.fromkeys(("loss", "middle_loss", "tokens", "gradient_norm"), 1.0)
+
+    monkeypatch.setattr(session, "step_function", count_only)
+    session.run()
+    assert shapes == [(2, 128)] * 3 + [(1, 256)] * 3
 
 
 @pytest.fixture(scope="module")
