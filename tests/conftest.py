@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -63,3 +64,22 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Callabl
         return folder
 
     return folder_of
+
+
+@pytest.fixture
+def no_page_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test, the pages in use of every engine must be exactly those of its unfinished sequences."""
+    from cg_local.engine import Engine
+
+    engines: list[Engine] = []
+    create = Engine.__init__
+
+    def remember(self: Engine, *arguments: Any, **keywords: Any) -> None:
+        create(self, *arguments, **keywords)
+        engines.append(self)
+
+    monkeypatch.setattr(Engine, "__init__", remember)
+    yield
+    for engine in engines:
+        held = {page_id for sequence in engine.sequences for page_id in sequence.block_table}
+        assert engine.block_manager.num_pages - engine.block_manager.num_free_pages == len(held)
