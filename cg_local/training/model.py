@@ -144,7 +144,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, document_ids: jax.Array, ch
 def project(x: jax.Array, *weights: jax.Array) -> list[jax.Array]:
     """x @ each of the weights, as one product: narrow matrices alone do not keep the cores busy."""
     widths = [weight.shape[1] for weight in weights]
-    return jnp.split(x @ jnp.concatenate(weights, axis=1), np.cumsum(widths)[:-1].tolist(), axis=-1)
+    parts: list[jax.Array] = jnp.split(x @ jnp.concatenate(weights, axis=1), np.cumsum(widths)[:-1].tolist(), axis=-1)
+    return parts
 
 
 def hidden_states(
