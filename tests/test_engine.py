@@ -26,23 +26,52 @@ def folder(toy_folder: FolderMaker) -> Path:
     return toy_folder("mqa", "q4")
 
 
-def test_step_joins_decode_tokens_with_one_chunk_of_prefill(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """For each step to come, how many tokens of each sequence it computes."""
+    seen: list[list[int]] = []
+    forward = Model.forward
+
+    def watch(self: Model, token_ids: Any, given: Any, *rest: Any) -> Any:
+        seen.append([span.num_tokens for span in given])
+        return forward(self, token_ids, given, *rest)
+
+    monkeypatch.setattr(Model, "forward", watch)
+    return seen
+
+
+def test_step_joins_decode_tokens_with_one_chunk_of_prefill(folder: Path, spans: list[list[int]]) -> None:
     engine = engine_of(folder, prefill_chunk=64)
     engine.add(PROMPT[:5], SamplingParams(max_tokens=9))
     engine.step()
     engine.add(PROMPT, SamplingParams(max_tokens=9))
-    spans: list[list[int]] = []
-    forward = Model.forward
 
-    def watch(self: Model, token_ids: Any, given: Any, *rest: Any) -> Any:
-        spans.append([span.num_tokens for span in given])
-        return forward(self, token_ids, given, *rest)
-
-    monkeypatch.setattr(Model, "forward", watch)
     for _ in range(6):
         engine.step()
 
-    assert spans == [[1, 64], [1, 64], [1, 64], [1, 64], [1, 44], [1, 1]]
+    assert spans == [[5], [1, 64], [1, 64], [1, 64], [1, 64], [1, 44], [1, 1]]
+
+
+def test_prompts_share_one_chunk_in_the_order_of_their_coming(folder: Path, spans: list[list[int]]) -> None:
+    engine = engine_of(folder, prefill_chunk=64)
+    for prompt in (toy_prompt(100, 1), toy_prompt(80, 2)):
+        engine.add(prompt, SamplingParams(max_tokens=9))
+
+    for _ in range(4):
+        engine.step()
+
+    assert spans == [[64], [36, 28], [1, 52], [1, 1]]
+
+
+def test_forked_sequence_computes_nothing_again(folder: Path, spans: list[list[int]]) -> None:
+    engine = engine_of(folder)
+    first = engine.add(PROMPT[:40], SamplingParams(max_tokens=9))
+    engine.step()
+
+    engine.fork(first)
+    engine.step()
+
+    assert spans == [[40], [1, 1]]
 
 
 # How a sequence ends
