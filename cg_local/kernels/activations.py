@@ -45,7 +45,7 @@ def gelu_tanh(x):
     return x / (_ONE + exp32(_GELU_FACTOR * (x + _GELU_CUBIC * x * x * x)))
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def rms_norm(x, gain, eps, out):
     """Scale each row to unit root mean square, then by the gain.
 
@@ -58,7 +58,7 @@ def rms_norm(x, gain, eps, out):
     Source: google/gemma_pytorch, gemma/model.py, RMSNorm.
     """
     hidden_size = x.shape[1]
-    for token in prange(x.shape[0]):
+    for token in range(x.shape[0]):
         square = np.float32(0)
         for column in range(hidden_size):
             square += x[token, column] * x[token, column]
@@ -67,7 +67,7 @@ def rms_norm(x, gain, eps, out):
             out[token, column] = x[token, column] * scale * gain[column]
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def rope(x, cosine, sine):
     """Rotate each head's halves by its position's angles, in place.
 
@@ -78,7 +78,7 @@ def rope(x, cosine, sine):
     The pairs are (i, i + head_dim / 2). Source: google/gemma_pytorch, gemma/model.py, apply_rotary_emb.
     """
     num_heads, half = x.shape[1], x.shape[2] // 2
-    for token in prange(x.shape[0]):
+    for token in range(x.shape[0]):
         for head in range(num_heads):
             for i in range(half):
                 first, second = x[token, head, i], x[token, head, i + half]
