@@ -32,6 +32,7 @@ from pathlib import Path
 TIMEOUT_SECONDS = 3.0
 # A fresh interpreter takes 0.03 s here; a busy machine is given time, which does not count as the program's.
 START_SECONDS = 20.0
+END_SECONDS = 2.0
 MAX_REPORT_BYTES = 4096
 NOBODY = "65534"  # uid and gid of nobody/nogroup on Linux distributions
 
@@ -212,15 +213,18 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the child and all it may have started.
 
     The processes behind `unshare` are killed by id first: a program can leave its process group, but the first process
-    of a PID namespace takes all others of it along.
+    of a PID namespace takes all others of it along. `unshare` then ends by itself, when they are really gone.
     """
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         for pid in children.read_text().split():
             os.kill(int(pid), signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+            process.wait(END_SECONDS)
+    # Reaped here, its number may already be another process's; not reaped, it cannot be.
+    if process.returncode is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()
