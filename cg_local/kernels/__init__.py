@@ -28,12 +28,20 @@ if not _users_cache:
 from cg_local.kernels import matmul, portable  # noqa: E402  (after the cache folder is set)
 from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope  # noqa: E402
 from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages  # noqa: E402
+from cg_local.kernels.quick_load import load_quickly  # noqa: E402
 
 numba.config.CACHE_DIR = _users_cache
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 _products = portable if matmul.INSTRUCTION_SET is None else matmul
 matmul_bf16, matmul_c4g32, matmul_i8g64 = _products.matmul_bf16, _products.matmul_c4g32, _products.matmul_i8g64
+
+_kernels = (
+    attend_decode, attend_prefill, block_activations, geglu, matmul_bf16, matmul_c4g32, matmul_i8g64,
+    quantize_activations, rms_norm, rope, write_pages,
+)  # fmt: skip
+for _kernel in _kernels:
+    load_quickly(_kernel)
 
 
 def instruction_set_name() -> str:
