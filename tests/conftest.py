@@ -24,13 +24,17 @@ FolderMaker = Callable[[str, str], Path]
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Point every user folder into a temporary one and remove cg-local's own variables; yields that folder."""
+    """Point every user folder into a temporary one, work there and remove cg-local's own variables; yields that folder.
+
+    A Python that a test starts must not begin in the repository: there the folder cg_local hides an installed package.
+    """
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("CG_LOCAL_")]:
             patch.delenv(name)
         for name in HOME_VARIABLES:
             patch.setenv(name, str(home / name.lower()))
+        patch.chdir(home)
         yield home
 
 
