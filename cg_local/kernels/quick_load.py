@@ -19,7 +19,7 @@ def load_quickly(kernel: Any) -> None:
     Args:
         kernel: a Numba dispatcher; anything without the internals that the shortcut needs is left as it is.
     """
-    cache = getattr(kernel, "_cache", None)
+    cache: Any = getattr(kernel, "_cache", None)
     needed = "_load_overload", "_guard_against_spurious_io_errors", "load_overload"
     if all(hasattr(cache, name) for name in needed) and hasattr(rtsys, "initialize"):
         cache.load_overload = MethodType(_load_overload, cache)
