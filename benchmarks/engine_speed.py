@@ -158,7 +158,7 @@ def bytes_per_token(folder: ModelFolder, depth: int, config: EngineConfig) -> in
     if "lm_head.weight" in folder.matrices:
         weights -= folder.matrices["model.embed_tokens.weight"].num_bytes
     gains = sum(gain.nbytes for gain in folder.gains.values())
-    return int(weights + gains) + depth * page_bytes(folder.config, 1, config.kv_dtype)
+    return int(weights + gains) + depth * page_bytes(folder.config, 1, config.kv_dtype_for(folder.scheme))
 
 
 def print_table(result: Result) -> None:

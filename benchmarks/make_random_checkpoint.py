@@ -79,13 +79,17 @@ CONFIGS: dict[str, dict[str, object]] = {
     },
 }
 
-# Deviation of a matrix's values times sqrt(inputs): 1 keeps the deviation from input to output. The embedding is small
-# and the two writers into the residual stream large, so that a token does not simply predict itself; queries and keys
-# are large, so that attention is not flat. In 2B the deviations come to 0.007 to 0.044.
+# "peaked" weights: deviation of a matrix's values times sqrt(inputs): 1 keeps the deviation from input to output. The
+# embedding is small and the two writers into the residual stream large, so that a token does not simply predict itself;
+# queries and keys are large, so that attention is not flat. In 2B the deviations come to 0.007 to 0.044. Such a network
+# multiplies small errors: the worst case for a quantized one.
 DEVIATIONS = {"embed_tokens": 0.3, "q_proj": 1.5, "k_proj": 1.5, "o_proj": 2.0, "down_proj": 2.0}
 # The final norm's gain gives the logits a deviation of 0.3 * 10 = 3: a peaked distribution over 256,000 tokens.
 FINAL_GAIN = 10.0
 NORM_DEVIATION = 0.3
+# "initial" weights: as a network is before training. Source: initializer_range of the published config.json, and
+# transformers, models/gemma/modeling_gemma.py, which starts norm weights at 0.
+INITIAL_DEVIATION = 0.02
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("destination", type=Path, metavar="DEST", help="folder to create")
     parser.add_argument("--model", choices=sorted(CONFIGS), default="2b", help="whose shape (default: 2b)")
     parser.add_argument("--layers", type=int, help="at most so many layers of the same shape")
+    parser.add_argument("--weights", choices=("peaked", "initial"), default="peaked", help="distribution of the values")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     options = parser.parse_args(arguments)
     values = dict(CONFIGS[options.model])
@@ -102,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = options.destination
     try:
         config = ModelConfig.from_dict(values, f"--layers {options.layers}")
-        write_checkpoint(folder, values, options.seed)
+        write_checkpoint(folder, values, options.seed, options.weights)
     except (CgLocalError, OSError) as error:
         print(f"make_random_checkpoint: {error}", file=sys.stderr)
         return 1
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_checkpoint(folder: Path, values: dict[str, object], seed: int) -> None:
+def write_checkpoint(folder: Path, values: dict[str, object], seed: int, distribution: str = "peaked") -> None:
     """Write a folder in the Hugging Face layout; it has its final name only when it is complete."""
     config = ModelConfig.from_dict(values, "CONFIGS")
     needed_bytes = 2 * config.num_parameters + 50_000_000
@@ -128,11 +133,11 @@ def write_checkpoint(folder: Path, values: dict[str, object], seed: int) -> None
     generation = {"_from_model_config": True, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     partial.joinpath("generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     partial.joinpath("tokenizer.model").write_bytes(synthetic_tokenizer(config.vocab_size))
-    write_shards(partial, config, seed)
+    write_shards(partial, config, seed, distribution)
     os.replace(partial, folder)
 
 
-def write_shards(folder: Path, config: ModelConfig, seed: int) -> None:
+def write_shards(folder: Path, config: ModelConfig, seed: int, distribution: str = "peaked") -> None:
     """Write model.safetensors, or shards of at most SHARD_BYTES and their index."""
     shards = list(plan_shards(config.tensor_shapes()))
     weight_map: dict[str, str] = {}
@@ -143,7 +148,7 @@ def write_shards(folder: Path, config: ModelConfig, seed: int) -> None:
         with (folder / name).open("wb") as file:
             file.write(header)
             for tensor, shape in shapes.items():
-                for slab in random_slabs(seed, tensor, shape):
+                for slab in random_slabs(seed, tensor, shape, distribution):
                     file.write(bfloat16_from_float32(slab).astype("<u2", copy=False).tobytes())
         size = (folder / name).stat().st_size
         print(f"{name}: {size:,} bytes in {time.monotonic() - start_seconds:.0f} s", file=sys.stderr)
@@ -167,16 +172,24 @@ def plan_shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[str, tuple[
     yield shard
 
 
-def random_slabs(seed: int, name: str, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+def moments(name: str, shape: tuple[int, ...], distribution: str) -> tuple[float, float]:
+    """Return mean and deviation of a tensor's values, "peaked" or "initial"."""
+    if distribution == "initial":
+        return 0.0, 0.0 if len(shape) == 1 else INITIAL_DEVIATION
+    if len(shape) == 1:
+        return (FINAL_GAIN - 1 if name == "model.norm.weight" else 0.0), NORM_DEVIATION
+    return 0.0, DEVIATIONS.get(name.split(".")[-2], 1.0) / math.sqrt(shape[-1])
+
+
+def random_slabs(
+    seed: int, name: str, shape: tuple[int, ...], distribution: str = "peaked"
+) -> Iterator[NDArray[np.float32]]:
     """Yield a tensor's values in order, at most SLAB_VALUES at a time.
 
     A value is a scaled sum of four uniform 16-bit integers, which is nearly normal. It comes from PCG64's raw words,
     whose stream NumPy guarantees for all versions, unlike that of Generator.normal.
     """
-    if len(shape) == 1:
-        mean, deviation = (FINAL_GAIN - 1 if name == "model.norm.weight" else 0.0), NORM_DEVIATION
-    else:
-        mean, deviation = 0.0, DEVIATIONS.get(name.split(".")[-2], 1.0) / math.sqrt(shape[-1])
+    mean, deviation = moments(name, shape, distribution)
     source = np.random.PCG64([seed, zlib.crc32(name.encode())])
     # One such integer has deviation 65536 / sqrt(12), a sum of four twice that.
     scale = np.float32(deviation * math.sqrt(12) / (2 * 65536))

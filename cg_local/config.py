@@ -255,7 +255,7 @@ class EngineConfig:
     Attributes:
         max_context: tokens of prompt and answer together; None: the model's max_position_embeddings.
         page_size: token slots of one page of K and V.
-        kv_dtype: how K and V are kept, "float16" or "float32".
+        kv_dtype: how K and V are kept, "float16" or "float32"; None: as `kv_dtype_for` says.
         prefill_chunk: prompt tokens of one step; cancellation is looked at between chunks.
         num_threads: threads of the kernels; None: chosen for this machine.
         num_pages: pages of K and V; None: as many as max_context needs.
@@ -266,7 +266,7 @@ class EngineConfig:
 
     max_context: int | None = None
     page_size: int = 16
-    kv_dtype: str = "float16"
+    kv_dtype: str | None = None
     prefill_chunk: int = 512
     num_threads: int | None = None
     num_pages: int | None = None
@@ -278,8 +278,12 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None:
                 _check_int(name, value, 1)
-        if self.kv_dtype not in ("float16", "float32"):
+        if self.kv_dtype not in (None, "float16", "float32"):
             raise ConfigError(f"kv_dtype is {_shown(self.kv_dtype)}; give float16 or float32")
+
+    def kv_dtype_for(self, scheme: str) -> str:
+        """Return how K and V are kept: float32 beside bf16 weights, which one runs for accuracy, else float16."""
+        return self.kv_dtype or ("float32" if scheme == "bf16" else "float16")
 
 
 def read_config_bytes(path: Path) -> bytes:
@@ -315,10 +319,8 @@ def _check_foreign_keys(values: Mapping[str, object], where: str) -> None:
                 expected = " or ".join(_shown(neutral) for neutral in NEUTRAL_VALUES[key])
                 raise ConfigError(f"{where}: {key} is {_shown(value)}, not {expected}; {SUPPORTED}")
         elif key not in READ_KEYS and key not in IGNORED_KEYS:
-            raise ConfigError(
-                f"{where}: unknown key {_shown(key)} (value {_shown(value)}) may change the network; {SUPPORTED}, "
-                "or remove the key if it is known to change nothing"
-            )
+            found = f"unknown key {_shown(key)} (value {_shown(value)}) may change the network"
+            raise ConfigError(f"{where}: {found}; {SUPPORTED}, or remove the key if it is known to change nothing")
 
 
 def _dimension(values: Mapping[str, object], key: str, where: str) -> int:
@@ -356,9 +358,7 @@ def _rope_theta(values: Mapping[str, object], where: str) -> float:
                 raise ConfigError(f'{where}: {key}.{kind} is {_shown(nested[kind])}, not "default"; {SUPPORTED}')
         inner = nested.get("rope_theta", theta)
         if theta is not None and inner != theta:
-            raise ConfigError(
-                f"{where}: rope_theta is {_shown(theta)} but {key}.rope_theta is {_shown(inner)}; keep one"
-            )
+            raise ConfigError(f"{where}: rope_theta is {_shown(theta)}, {key}.rope_theta {_shown(inner)}; keep one")
         theta = inner
     return 10000.0 if theta is None else _positive_number(theta, "rope_theta", where)
 

@@ -108,7 +108,8 @@ class Engine:
             raise ConfigError(f"page_size is {page_size}; it must divide {PARTITION}")
         _set_threads(self.config.num_threads)
         num_pages = self.config.num_pages or -(-self.max_context // page_size)
-        self.cache = KVCache(model.config, num_pages=num_pages, page_size=page_size, dtype=self.config.kv_dtype)
+        dtype = self.config.kv_dtype_for(model.folder.scheme)
+        self.cache = KVCache(model.config, num_pages=num_pages, page_size=page_size, dtype=dtype)
         self.block_manager = BlockManager(num_pages, page_size)
         self.sequences: list[Sequence] = []
 

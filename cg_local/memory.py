@@ -38,11 +38,12 @@ class MemoryNeed:
         return self.weights + self.kv_cache + self.scratch
 
 
-def memory_need(weight_bytes: int, config: ModelConfig, engine: EngineConfig) -> MemoryNeed:
+def memory_need(weight_bytes: int, scheme: str, config: ModelConfig, engine: EngineConfig) -> MemoryNeed:
     """Estimate what a model takes.
 
     Args:
         weight_bytes: of the tensors.
+        scheme: of the weights.
         config: of the model.
         engine: context, page size, K/V type and prefill chunk.
     """
@@ -53,7 +54,7 @@ def memory_need(weight_bytes: int, config: ModelConfig, engine: EngineConfig) ->
     widths = 3 * config.intermediate_size + 8 * config.hidden_size + 4 * config.num_heads * config.head_dim
     return MemoryNeed(
         weights=weight_bytes,
-        kv_cache=num_pages * page_bytes(config, engine.page_size, engine.kv_dtype),
+        kv_cache=num_pages * page_bytes(config, engine.page_size, engine.kv_dtype_for(scheme)),
         scratch=4 * (min(engine.prefill_chunk, context) * widths + config.vocab_size),
     )
 

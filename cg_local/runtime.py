@@ -269,7 +269,7 @@ def load(
     limit = folder.config.max_position_embeddings
     config = EngineConfig(max_context=min(max_context or limit, limit), num_threads=num_threads)
     weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
-    check_memory(found.name, memory_need(weight_bytes, folder.config, config), available_bytes())
+    check_memory(found.name, memory_need(weight_bytes, folder.scheme, folder.config, config), available_bytes())
     engine = Engine(Model(folder), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started

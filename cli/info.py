@@ -97,7 +97,7 @@ def _scheme(scheme: str, weight_bytes: int, bits: float, config: ModelConfig, co
     from cg_local.memory import available_bytes, memory_need
 
     tokens = min(context or config.max_position_embeddings, config.max_position_embeddings)
-    need, free = memory_need(weight_bytes, config, EngineConfig(max_context=tokens)), available_bytes()
+    need, free = memory_need(weight_bytes, scheme, config, EngineConfig(max_context=tokens)), available_bytes()
     return {
         "scheme": scheme,
         "bits_per_weight": round(bits, 3),

@@ -99,7 +99,8 @@ def test_bytes_per_token_are_the_files_tensors_and_the_cache(scheme: str, toy_fo
     folder = open_model_folder(toy_folder("mqa", scheme))
     matrices = sum(part.nbytes for matrix in folder.matrices.values() for part in matrix.parts.values())
     gains = 4 * 256 * (2 * 2 + 1)
-    cache = 10 * 2 * 2 * 64 * 2  # tokens, K and V, layers, head_dim of one head, bytes of a float16
+    bytes_per_value = {"bf16": 4, "q4": 2}[scheme]
+    cache = 10 * 2 * 2 * 64 * bytes_per_value  # tokens, K and V, layers, head_dim of one head
 
     assert engine_speed.bytes_per_token(folder, 10, EngineConfig()) == matrices + gains + cache
 

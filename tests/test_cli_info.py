@@ -49,7 +49,7 @@ def test_document_holds_the_figures_that_loading_compares(inside: Inside, tmp_pa
     document = json.loads(done.stdout)
     opened = open_model_folder(folder)
     [scheme] = document["schemes"]
-    need = memory.memory_need(scheme["weight_bytes"], opened.config, EngineConfig())
+    need = memory.memory_need(scheme["weight_bytes"], opened.scheme, opened.config, EngineConfig())
     assert scheme["total_bytes"] == need.total
     assert scheme["kv_cache_bytes"] == need.kv_cache
     assert scheme["fits"] is True

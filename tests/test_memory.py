@@ -15,7 +15,7 @@ CONFIG = ModelConfig.from_dict(toy_models.MHA, "toy")
 
 
 def test_memory_need_counts_keys_and_values_of_whole_pages() -> None:
-    need = memory_need(1000, CONFIG, EngineConfig(max_context=17))
+    need = memory_need(1000, "q4", CONFIG, EngineConfig(max_context=17))
     # 2 pages of 16 tokens: K and V, layers, heads, head size, 2 bytes.
     assert need.kv_cache == 2 * 16 * 2 * CONFIG.num_layers * CONFIG.num_kv_heads * CONFIG.head_dim * 2
     assert need.weights == 1000
@@ -24,12 +24,19 @@ def test_memory_need_counts_keys_and_values_of_whole_pages() -> None:
 
 def test_memory_need_is_bounded_by_the_context_of_the_model() -> None:
     limit = CONFIG.max_position_embeddings
-    assert memory_need(0, CONFIG, EngineConfig(max_context=10 * limit)) == memory_need(0, CONFIG, EngineConfig())
+    assert memory_need(0, "q4", CONFIG, EngineConfig(max_context=10 * limit)) == memory_need(
+        0, "q4", CONFIG, EngineConfig()
+    )
 
 
 def test_memory_need_of_the_7b_shape_is_what_its_architecture_says() -> None:
     big = replace(CONFIG, num_layers=28, num_kv_heads=16, num_heads=16, head_dim=256, max_position_embeddings=8192)
-    assert memory_need(0, big, EngineConfig()).kv_cache == 8192 * 28 * 16 * 256 * 2 * 2
+    assert memory_need(0, "q4", big, EngineConfig()).kv_cache == 8192 * 28 * 16 * 256 * 2 * 2
+
+
+def test_keys_and_values_beside_bf16_weights_are_counted_as_float32() -> None:
+    narrow, wide = (memory_need(0, scheme, CONFIG, EngineConfig()).kv_cache for scheme in ("q8", "bf16"))
+    assert wide == 2 * narrow
 
 
 def test_memory_that_does_not_fit_is_refused_with_the_numbers() -> None:
