@@ -25,10 +25,9 @@ _users_cache = numba.config.CACHE_DIR
 if not _users_cache:
     numba.config.CACHE_DIR = str(Path(__file__).parent / "__pycache__" / f"kernels-{_digest}")
 
-from cg_local.kernels import matmul, portable  # noqa: E402  (after the cache folder is set)
+from cg_local.kernels import matmul, portable, quick_load  # noqa: E402  (after the cache folder is set)
 from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope  # noqa: E402
 from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages  # noqa: E402
-from cg_local.kernels.quick_load import load_quickly  # noqa: E402
 
 numba.config.CACHE_DIR = _users_cache
 
@@ -41,7 +40,7 @@ _kernels = (
     quantize_activations, rms_norm, rope, write_pages,
 )  # fmt: skip
 for _kernel in _kernels:
-    load_quickly(_kernel)
+    quick_load.load_quickly(_kernel)
 
 
 def instruction_set_name() -> str:
