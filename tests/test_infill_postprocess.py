@@ -167,6 +167,11 @@ def test_unknown_mode_is_refused() -> None:
 
 @given(snippets, snippets, snippets, st.sampled_from(MODES), st.sampled_from(["a.py", "a.c"]), st.randoms())
 @example("", "\n", '"""', "block", "a.py", None)
+# The next text of the file, and then what ends the middle behind it: the closing mark, the same line over and over, or
+# the next text once more.
+@example('def f():\n    """Add ', 'sums\n    """\n', 'sums"""', "line", "a.py", None)
+@example("while x:\n", "    pass\n", 9 * "    pass\n", "block", "a.py", None)
+@example("x = ", "return y\n", "a return yreturn y\n", "block", "a.py", None)
 def test_pieces_shown_while_streaming_are_the_final_text(
     prefix: str, suffix: str, answer: str, mode: str, path: str, random: object
 ) -> None:

@@ -91,11 +91,18 @@ def choose_mode(shape: GapShape, syntax: Syntax) -> str:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A stop: the middle ends at `position`, because of `reason`; `name` is how `trimmed` calls what was cut."""
+    """A stop.
+
+    Attributes:
+        position: where the middle ends.
+        reason: why; name: how `trimmed` calls what was cut.
+        is_final: nothing before it is cut any more, because it has been shown.
+    """
 
     position: int
     reason: str
     name: str
+    is_final: bool = False
 
 
 class MiddleTrimmer:
@@ -129,6 +136,7 @@ class MiddleTrimmer:
         self.stop_reason: str | None = None
         self.trimmed: tuple[str, ...] = ()
         self._num_shown = 0
+        self._is_final = False
 
     def push(self, piece: str) -> str:
         """Take the next piece of generated text; return what can be shown for good.
@@ -151,7 +159,8 @@ class MiddleTrimmer:
 
     def finish(self) -> str:
         """End the text: trim its tail and return what has not been shown yet."""
-        self._cut(self._overlap_start(), "suffix_overlap")
+        if not self._is_final:
+            self._cut(self._overlap_start(self.text), "suffix_overlap")
         self._trim_blank_tail()
         rest = self.text[self._num_shown :]
         self._num_shown = len(self.text)
@@ -163,7 +172,7 @@ class MiddleTrimmer:
         cuts = [cut for rule in rules if (cut := rule(found)) is not None]
         if cuts:
             first = min(cuts, key=lambda cut: cut.position)
-            self.stop_reason = first.reason
+            self.stop_reason, self._is_final = first.reason, first.is_final
             self._cut(first.position, first.name)
 
     def _cut(self, position: int, name: str) -> None:
@@ -182,10 +191,10 @@ class MiddleTrimmer:
             if closer == shape.next_closer:
                 return _Cut(position, "suffix", "suffix_overlap")
         if self.text.endswith("\n"):
-            start = self._overlap_start()
+            start = self._overlap_start(self.text)
             lines = [line for line in self.text[start:].split("\n") if line.strip(_BLANK)]
             if len(lines) > 1 or (lines and len(lines[0].strip(_BLANK)) >= _TELLING_LINE_CHARS):
-                return _Cut(start, "suffix", "suffix_overlap")
+                return _Cut(start, "suffix", "suffix_overlap", is_final=True)
         return None
 
     def _line_stop(self, found: Scan) -> _Cut | None:
@@ -240,7 +249,7 @@ class MiddleTrimmer:
         if self.text.endswith("\n"):
             start, num_lines, period = self._repeated_tail()
             if num_lines >= (_MAX_COPIES - 1) * period > 0:
-                return _Cut(start, "repetition", "repetition")
+                return _Cut(start, "repetition", "repetition", is_final=True)
         return None
 
     def _stop_on_stutter(self) -> None:
@@ -252,13 +261,14 @@ class MiddleTrimmer:
 
     def _safe_length(self) -> int:
         """Return how much of the text no later stop and no trimming can take back."""
-        if self.stop_reason is None:
-            length = min(self._overlap_start(is_whole=False), self._repeated_tail()[0])
+        shape, text = self._shape, self.text
+        if self.stop_reason is not None:
+            length = self._overlap_start(text)
         else:
-            length = self._overlap_start()
-        shape = self._shape
-        if shape.closes_quote and len(shape.quote) > 1:
-            length = min(length, len(self.text.rstrip("*" if shape.quote == "/*" else shape.quote)))
+            if shape.closes_quote and len(shape.quote) > 1:
+                # What stands before the first characters of the closing mark is the tail once the mark is cut off.
+                text = text.rstrip("*" if shape.quote == "/*" else shape.quote)
+            length = min(self._overlap_start(text, is_whole=False), self._repeated_tail()[0])
         if self.mode == "block" or not shape.line_suffix.strip(_BLANK):
             length = len(self.text[:length].rstrip(_BLANK))
         return max(length, self._num_shown)
@@ -281,25 +291,26 @@ class MiddleTrimmer:
                 best = (start, num_lines, period)
         return best
 
-    def _overlap_start(self, is_whole: bool = True) -> int:
-        """Return where the tail of the text starts that equals what follows the gap; its length if there is none.
+    def _overlap_start(self, text: str, is_whole: bool = True) -> int:
+        """Return where the tail of a text starts that equals what follows the gap; its length if there is none.
 
         Args:
+            text: the text so far, or a beginning of it.
             is_whole: the tail must repeat whole lines, or the whole rest of the gap's line; else a beginning of them
                 that may still grow is enough.
         """
         shape = self._shape
         rest = shape.line_suffix.strip(_BLANK)
         if rest:
-            return self._rest_overlap_start(shape.line_suffix.rstrip(_BLANK), is_whole)
+            return self._rest_overlap_start(text, shape.line_suffix.rstrip(_BLANK), is_whole)
         starts = [0] if not shape.line_prefix.strip(_BLANK) else []
-        starts += [match.end() for match in re.finditer("\n", self.text)]
+        starts += [match.end() for match in re.finditer("\n", text)]
         for start in starts:
             lead = shape.line_prefix if start == 0 else ""
-            lines = [line for line in (lead + self.text[start:]).split("\n") if line.strip(_BLANK)]
+            lines = [line for line in (lead + text[start:]).split("\n") if line.strip(_BLANK)]
             if lines and self._repeats_following(lines, is_whole) and not (is_whole and self._closes_own(start)):
                 return start
-        return len(self.text)
+        return len(text)
 
     def _repeats_following(self, lines: list[str], is_whole: bool) -> bool:
         """Whether the lines are the next ones of the file; the last may be the beginning of one unless `is_whole`."""
@@ -310,17 +321,17 @@ class MiddleTrimmer:
         expected = following[-1]
         return last == expected or (not is_whole and expected.startswith(last))
 
-    def _rest_overlap_start(self, rest: str, is_whole: bool) -> int:
+    def _rest_overlap_start(self, text: str, rest: str, is_whole: bool) -> int:
         bare = rest.lstrip(_BLANK)
         if len(bare) < 2 and bare not in CLOSERS:
-            return len(self.text)
-        for text in (self.text.rstrip(_BLANK), self.text):
+            return len(text)
+        for tried in (text.rstrip(_BLANK), text):
             for wanted in (rest, bare):
-                sizes = [len(wanted)] if is_whole else range(min(len(wanted), len(text)), 0, -1)
+                sizes = [len(wanted)] if is_whole else range(min(len(wanted), len(tried)), 0, -1)
                 for size in sizes:
-                    if text.endswith(wanted[:size]) and not (is_whole and self._closes_own(len(text) - size)):
-                        return len(text) - size
-        return len(self.text)
+                    if tried.endswith(wanted[:size]) and not (is_whole and self._closes_own(len(tried) - size)):
+                        return len(tried) - size
+        return len(text)
 
     def _closes_own(self, start: int) -> bool:
         """Whether the text from `start` on closes a bracket that the text before it opened, and so belongs to it."""
