@@ -35,10 +35,12 @@ class FoundModel:
     Attributes:
         name: what messages and results call it.
         path: a model folder, or published weights that are yet to be quantized.
+        is_embedded: it is the package's own; a path that reads like an embedded name ("./nano") is not.
     """
 
     name: str
     path: Path
+    is_embedded: bool = False
 
 
 def cache_folder() -> Path:
@@ -64,7 +66,7 @@ def find_model(name_or_path: str | Path) -> FoundModel:
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and not any(mark and mark in text for mark in (os.sep, os.altsep))
     if is_name and text in EMBEDDED:
-        return FoundModel(text, embedded_checkpoint(text))
+        return FoundModel(text, embedded_checkpoint(text), is_embedded=True)
     if is_name and text not in ("", ".", "..") and (models_folder() / text).is_dir():
         return FoundModel(text, models_folder() / text)
     if Path(name_or_path).exists():
@@ -89,7 +91,7 @@ def ready_folder(found: FoundModel, scheme: str | None = None, on_progress: Prog
     Raises:
         QuantizeError: the cache cannot be written.
     """
-    if found.name not in EMBEDDED:
+    if not found.is_embedded:
         return found.path
     folder = cached_folder(found, scheme or DEFAULT_SCHEME)
     if not folder.exists():

@@ -25,7 +25,6 @@ from cg_local.memory import available_bytes, check_memory, memory_need
 from cg_local.model import Model
 from cg_local.model_folder import ModelFolder, open_model_folder
 from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew
-from cg_local.models import EMBEDDED
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.tokenizer import Tokenizer
 
@@ -281,7 +280,7 @@ def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -
     try:
         return open_model_folder(ready_folder(found, scheme, on_progress))
     except ModelFolderError:
-        if found.name not in EMBEDDED:
+        if not found.is_embedded:
             raise
         return open_model_folder(renew(found, scheme, on_progress))
 

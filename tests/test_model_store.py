@@ -35,14 +35,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def embedded(home: Path) -> FoundModel:
     """A toy that stands where the embedded model does."""
-    return FoundModel("nano", command_line.toy_checkpoint(home / "toy"))
+    return FoundModel("nano", command_line.toy_checkpoint(home / "toy"), is_embedded=True)
 
 
 def test_embedded_name_wins_over_a_folder_of_that_name(home: Path) -> None:
     (home / "nano").mkdir()
-    assert find_model("nano") == FoundModel("nano", embedded_checkpoint("nano"))
-    assert find_model("./nano").path == Path("nano")
-    assert find_model(Path("nano")).path == Path("nano")
+    assert find_model("nano") == FoundModel("nano", embedded_checkpoint("nano"), is_embedded=True)
+    for path in ("./nano", Path("nano")):
+        assert ready_folder(find_model(path)) == Path("nano")
 
 
 def test_name_is_looked_up_in_the_data_folder_before_the_working_folder(home: Path) -> None:
