@@ -40,9 +40,14 @@ class AtomicFolder:
         Args:
             destination: where the folder shall appear.
             error: what to raise for everything that a user or the disk can cause.
+
+        Raises:
+            error: the destination is the root of a file system.
         """
         self.destination = Path(os.path.abspath(destination))
         name = self.destination.name
+        if not name:
+            raise error(f"{self.destination}: not the name of a new folder; choose another place")
         self.partial = self.destination.with_name(f".{name}.partial")
         self._old = self.destination.with_name(f".{name}.old")
         self._lock_path = self.destination.with_name(f".{name}.lock")

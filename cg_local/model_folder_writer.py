@@ -99,15 +99,16 @@ class ModelFolderWriter:
         return sum(self._lengths.values())
 
     def __enter__(self) -> ModelFolderWriter:
-        """Judge the destination, take its lock and look at the free space.
+        """Take the destination's lock, judge what is there and look at the free space.
 
         Raises:
             QuantizeError: the destination exists and may not be replaced, is being written by another process, cannot
                 be written, or the disk is too full.
         """
-        self._check_destination()
         self._folder.__enter__()
         try:
+            # After entering, which puts back a folder that a killed run had set aside.
+            self._check_destination()
             self._check_space()
             path = self._folder.partial / WEIGHTS_FILE
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
@@ -148,7 +149,7 @@ class ModelFolderWriter:
             details: further members of the metadata document, JSON values.
 
         Raises:
-            QuantizeError: the disk is full or fails, or the destination appeared meanwhile.
+            QuantizeError: the disk is full or fails, or the destination appeared or was changed meanwhile.
         """
         for name, length in self._lengths.items():
             if name.endswith(".padding"):
@@ -168,6 +169,7 @@ class ModelFolderWriter:
         self._write_at(0, memoryview(header))
         os.close(self._descriptor)
         self._descriptor = -1
+        self._check_destination()  # again: hours may have passed since, and commit removes what it replaces
         self._folder.commit(replace=self._overwrite)
 
     def _write_at(self, offset: int, data: memoryview) -> None:

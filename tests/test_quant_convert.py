@@ -234,6 +234,31 @@ def test_overwrite_never_deletes_what_is_not_a_model_folder(source, tmp_path, ma
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_overwrite_spares_what_came_into_the_folder_meanwhile(source, tmp_path):
+    quantize(source, tmp_path / "model", "q8")
+    guest = tmp_path / "model" / "thesis.txt"
+    with pytest.raises(QuantizeError, match=r"holds thesis\.txt, which is not cg-local's"):
+        quantize(source, tmp_path / "model", "bf16", overwrite=True, on_progress=lambda *_: guest.touch())
+    assert guest.exists()
+    assert open_model_folder(tmp_path / "model").scheme == "q8"
+    assert names(tmp_path) == ["model"]
+
+
+def test_folder_that_a_killed_run_had_set_aside_is_refused_before_any_work(source, tmp_path):
+    quantize(source, tmp_path / "model", "q8")
+    (tmp_path / "model").rename(tmp_path / ".model.old")
+    calls = []
+    with pytest.raises(QuantizeError, match="model: exists; choose another folder or pass --overwrite"):
+        quantize(source, tmp_path / "model", on_progress=lambda *_: calls.append(1))
+    assert not calls
+    assert open_model_folder(tmp_path / "model").scheme == "q8"
+
+
+def test_destination_without_a_name_is_refused(source):
+    with pytest.raises(QuantizeError, match="not the name of a new folder; choose another place"):
+        quantize(source, "/")
+
+
 def test_too_little_free_space_is_refused_with_the_numbers(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12345))
