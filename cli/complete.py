@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cg_local.cli import options
 from cg_local.cli.render import AnswerWriter, end_answer, follow, print_json, rounded_logprob, timings
-from cg_local.cli.session import load_model, sampling
-from cg_local.infill.cursor import STANDARD_INPUT, decode_source, read_source
+from cg_local.cli.session import load_model, read_text, sampling
 
 if TYPE_CHECKING:
     from cg_local.answers import Completion
@@ -39,8 +37,7 @@ def complete(
       printf 'def add(a, b):\\n' | cg-local complete
       cg-local complete notes.py --max-tokens 64 --temperature 0.4 --seed 7
     """
-    is_input = file == STANDARD_INPUT
-    source = decode_source(sys.stdin.buffer.read(), "standard input") if is_input else read_source(file)
+    source = read_text(file)
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
     loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
     stream = loaded.complete(source.text, params=params, stream=True)

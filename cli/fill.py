@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -10,17 +9,8 @@ import typer
 
 from cg_local.cli import options
 from cg_local.cli.render import AnswerWriter, end_answer, follow, print_json, rounded_logprob, timings
-from cg_local.cli.session import load_model, sampling
-from cg_local.infill.cursor import (
-    STANDARD_INPUT,
-    Gap,
-    SourceText,
-    Target,
-    decode_source,
-    locate,
-    parse_target,
-    read_source,
-)
+from cg_local.cli.session import load_model, read_text, sampling
+from cg_local.infill.cursor import STANDARD_INPUT, Gap, SourceText, Target, locate, parse_target
 
 if TYPE_CHECKING:
     from cg_local.answers import Infill
@@ -64,7 +54,7 @@ def fill(
       git show HEAD:a.py | cg-local fill -:7 --path a.py
     """
     place = _parse(target)
-    source = _read(place)
+    source = read_text(place.file)
     gap = locate(source, place)
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
     loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
@@ -88,12 +78,6 @@ def _parse(target: str) -> Target:
         return parse_target(target)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="FILE:LINE[:COL]") from error
-
-
-def _read(place: Target) -> SourceText:
-    if place.file == STANDARD_INPUT:
-        return decode_source(sys.stdin.buffer.read(), "standard input")
-    return read_source(place.file)
 
 
 def _path_for_model(file: str) -> str | None:

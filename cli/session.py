@@ -1,4 +1,4 @@
-"""What a command needs before it can ask a model: how to sample, and the model, its notices and progress shown."""
+"""What a command needs before it can ask a model: the text, how to sample, and the model, its notices and progress."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ from typing import TYPE_CHECKING
 
 from cg_local.cli.options import Scheme
 from cg_local.cli.render import Status, notice
+from cg_local.errors import SourceFileError
+from cg_local.infill.cursor import (
+    MAX_SOURCE_BYTES,
+    STANDARD_INPUT,
+    STANDARD_INPUT_NAME,
+    SourceText,
+    decode_source,
+    read_source,
+)
 
 if TYPE_CHECKING:
     from cg_local.config import SamplingParams
     from cg_local.runtime import LocalModel
+
+
+def read_text(file: str) -> SourceText:
+    """Read and decode a file, or standard input for "-".
+
+    Raises:
+        SourceFileError: as `read_source`, or standard input is closed.
+    """
+    if file != STANDARD_INPUT:
+        return read_source(file)
+    if sys.stdin is None:  # the parent process closed it
+        raise SourceFileError(f"{STANDARD_INPUT_NAME}: closed; pipe a text into it, or name a file")
+    return decode_source(sys.stdin.buffer.read(MAX_SOURCE_BYTES + 1), STANDARD_INPUT_NAME)
 
 
 def sampling(

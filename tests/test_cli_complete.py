@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 
 import cg_local
 from cg_local import SamplingParams
+from cg_local.cli.session import read_text
+from cg_local.errors import SourceFileError
 
 LIVELY = ("--temperature", "3", "--seed", "11", "--max-tokens", "24")
 TEXT = "def add(a, b):\n    return "
@@ -48,3 +52,21 @@ def test_empty_input_is_one_line(tmp_path: Path) -> None:
     done = command_line.run("complete", home=tmp_path)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().startswith("cg-local: error: standard input: empty")
+
+
+def test_input_in_another_encoding_says_how_to_convert_a_file(tmp_path: Path) -> None:
+    done = command_line.run("complete", home=tmp_path, stdin=b"caf\xe9\n")
+    assert done.returncode == 1
+    assert done.stderr.decode().endswith("convert it: iconv -f CP1252 -t UTF-8 FILE > converted\n")
+
+
+def test_closed_standard_input_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SourceFileError, match="standard input: closed"):
+        read_text("-")
+
+
+def test_endless_standard_input_is_not_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cg_local.cli.session.MAX_SOURCE_BYTES", 10)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a" * 100)))
+    assert read_text("-").text == "a" * 11

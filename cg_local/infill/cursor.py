@@ -17,6 +17,8 @@ from pathlib import Path
 from cg_local.errors import SourceFileError
 
 STANDARD_INPUT = "-"
+# What messages call it.
+STANDARD_INPUT_NAME = "standard input"
 # A bound on what is read into memory; the largest hand-written source files have a few megabytes.
 MAX_SOURCE_BYTES = 64 * 1024 * 1024
 
@@ -199,8 +201,8 @@ def locate(source: SourceText, target: Target) -> Gap:
 
 
 def _conversion(encoding: str, name: str) -> str:
-    source = name if name != STANDARD_INPUT else "FILE"
-    return f"convert it: iconv -f {encoding} -t UTF-8 '{source}' > converted"
+    source = f"'{name}'" if name != STANDARD_INPUT_NAME else "FILE"
+    return f"convert it: iconv -f {encoding} -t UTF-8 {source} > converted"
 
 
 def _count(number: int, noun: str) -> str:
