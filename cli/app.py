@@ -13,6 +13,9 @@ PROGRAM = "cg-local"
 # What a shell sets when it asks for completions; Typer's and Click's convention.
 COMPLETE_VARIABLE = "_CG_LOCAL_COMPLETE"
 
+# Exit status after an interrupt: 128 + the number of SIGINT, as shells report it.
+INTERRUPTED = 130
+
 # Each command is the function of the same name in the module of the same name.
 COMMANDS = {
     "fill": "Fill the gap at a cursor in a file.",
@@ -57,6 +60,9 @@ def main() -> None:
         if not arguments:
             sys.stderr.write(HELP)
             sys.exit(2)
-    from cg_local.cli.group import run
+    try:
+        from cg_local.cli.group import run
 
-    run(arguments)
+        run(arguments)
+    except KeyboardInterrupt:  # before a command runs: the imports take a while
+        sys.exit(INTERRUPTED)

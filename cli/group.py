@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from cg_local.cli.app import COMMANDS, HELP, PROGRAM
-from cg_local.cli.render import INTERRUPTED
+from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PROGRAM
 from cg_local.errors import CgLocalError
 
 PIPE_CLOSED = 141

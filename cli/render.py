@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from cg_local.cli.app import PROGRAM
+from cg_local.cli.app import INTERRUPTED, PROGRAM
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Completion
 
     Answer = TypeVar("Answer", bound=Completion)
-
-# Exit status after an interrupt: 128 + the number of SIGINT, as shells report it.
-INTERRUPTED = 130
 
 # From this many seconds on a wait is explained.
 _LONG_WAIT_SECONDS = 3.0

@@ -117,7 +117,7 @@ def test_unexpected_error_is_one_line_that_names_debug(home: Path) -> None:
     code = (
         "import sys; import cg_local.cli.fill as fill; from cg_local.cli.app import main\n"
         "def fail(path): raise ZeroDivisionError('one\\ntwo')\n"
-        "fill.read_source = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+        "fill.read_text = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -129,7 +129,18 @@ def test_interrupt_before_an_answer_exits_with_130(home: Path) -> None:
     code = (
         "import sys; import cg_local.cli.fill as fill; from cg_local.cli.app import main\n"
         "def fail(path): raise KeyboardInterrupt\n"
-        "fill.read_source = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+        "fill.read_text = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_interrupt_before_a_command_runs_exits_with_130() -> None:
+    """The parser takes a tenth of a second to import, long enough for an early Ctrl-C."""
+    code = (
+        "import sys, types; from cg_local.cli.app import main; group = types.ModuleType('group')\n"
+        "def fail(arguments): raise KeyboardInterrupt\n"
+        "group.run = fail; sys.modules['cg_local.cli.group'] = group; sys.argv = ['cg-local', 'info']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
