@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # From this many seconds on a wait is explained.
 _LONG_WAIT_SECONDS = 3.0
-_COMPILING = "the first run on a machine compiles the kernels; this takes about a minute, once"
+_COMPILING = "(a first run compiles the kernels: about a minute)"
 
 
 def notice(text: str) -> None:
@@ -80,9 +80,9 @@ class Status:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Show a line while something is waited for, and explain a long wait; cleared at the end."""
+        """Show a line while something is waited for, and what may make the wait long; cleared at the end."""
         self.show(text)
-        timer = threading.Timer(_LONG_WAIT_SECONDS, lambda: self.show(_COMPILING))
+        timer = threading.Timer(_LONG_WAIT_SECONDS, lambda: self.show(f"{text} {_COMPILING}"))
         timer.daemon = True
         if self._is_terminal:
             timer.start()
@@ -90,6 +90,8 @@ class Status:
             yield
         finally:
             timer.cancel()
+            if timer.ident is not None:
+                timer.join()  # it may be writing: its line must not come after the answer has begun
             self.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import command_line
 import pytest
 from command_line import Inside
 
+from cg_local.cli import render
 from cg_local.cli.app import COMMANDS, HELP
 
 EXPECTED_HELP = """\
@@ -144,6 +146,27 @@ def test_interrupt_before_a_command_runs_exits_with_130() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_long_wait_says_what_is_waited_for_and_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only compiling makes a wait long: a large model reads a long prompt for half a minute."""
+
+    class SlowTerminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            time.sleep(0.05 if "compiles" in text else 0)
+            return super().write(text)
+
+    terminal = SlowTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(render, "_LONG_WAIT_SECONDS", 0.01)
+    with render.Status().waiting("reading the prompt ..."):
+        time.sleep(0.3)
+    shown = terminal.getvalue().split("\r\x1b[K")
+    expected = "reading the prompt ... (a first run compiles the kernels: about a minute)"
+    assert shown == ["", "reading the prompt ...", expected, ""]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break in another way there")
