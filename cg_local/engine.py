@@ -23,7 +23,7 @@ from cg_local.errors import CapacityError, ConfigError, PromptError
 from cg_local.kernels.attention import PARTITION
 from cg_local.kv_cache import KVCache
 from cg_local.model import Model, SequenceSpan
-from cg_local.sampling import sample
+from cg_local.sampling import SampledToken, sample
 
 _sequence_ids = itertools.count()
 
@@ -168,9 +168,11 @@ class Engine:
             if s.num_computed + count == len(s.token_ids)
         ]
         logits = self.model.forward(np.array(token_ids, np.int32), spans, self.cache, np.array(rows, np.int64))
+        # All tokens are drawn before any sequence changes: an interrupt meanwhile leaves the step to be repeated.
+        drawn = [self._draw(sequence, row) for sequence, row in zip(complete, logits, strict=True)]
         for sequence, count in scheduled:
             self._advance(sequence, count)
-        return [self._choose(sequence, row) for sequence, row in zip(complete, logits, strict=True)]
+        return [self._append(sequence, sampled) for sequence, sampled in zip(complete, drawn, strict=True)]
 
     def run(self, on_token: Callable[[TokenOutput], None] | None = None) -> None:
         """Step until every sequence is finished; `on_token` sees each chosen token."""
@@ -278,9 +280,12 @@ class Engine:
         if sequence.num_computed // self.config.page_size > before // self.config.page_size:
             self.block_manager.register_full_pages(sequence.block_table, sequence.token_ids, sequence.num_computed)
 
-    def _choose(self, sequence: Sequence, logits: NDArray[np.float32]) -> TokenOutput:
+    def _draw(self, sequence: Sequence, logits: NDArray[np.float32]) -> SampledToken:
         seen = sequence.token_ids if sequence.params.repetition_penalty != 1.0 else ()
-        sampled = sample(logits[: self.vocab_size], sequence.params, sequence.random, seen)
+        return sample(logits[: self.vocab_size], sequence.params, sequence.random, seen)
+
+    def _append(self, sequence: Sequence, sampled: SampledToken) -> TokenOutput:
+        """Add a chosen token to its sequence, or end the sequence by it."""
         sequence.logprobs.append(sampled.logprob)
         if sampled.token_id in sequence.stop_ids:
             sequence.stop_id = sampled.token_id

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from toy_engines import engine_of, generate, pages_in_use, result_of, toy_prompt
 
+import cg_local.engine
 from cg_local.config import SamplingParams
 from cg_local.engine import Engine, Sequence
 from cg_local.errors import CapacityError, ConfigError, PromptError
@@ -312,6 +313,27 @@ def test_interrupted_step_is_repeated_with_the_same_result(
     engine.run()
 
     assert result_of(sequence) == result_of(generate(engine_of(folder), PROMPT[:40], max_tokens=20))
+
+
+def test_step_interrupted_while_a_token_is_drawn_is_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(folder)
+    sequences = [engine.add(PROMPT[:length], SamplingParams(max_tokens=5)) for length in (20, 30)]
+    draw, calls = cg_local.engine.sample, []
+
+    def interrupt_second(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(cg_local.engine, "sample", interrupt_second)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    for _ in range(9):
+        engine.step()
+
+    for sequence, length in zip(sequences, (20, 30), strict=True):
+        assert result_of(sequence) == result_of(generate(engine_of(folder), PROMPT[:length], max_tokens=5))
 
 
 @pytest.mark.parametrize("num_before", [0, 1, 2, 10])
