@@ -42,7 +42,7 @@ class Clock:
 
     Attributes:
         total_steps: length in steps, or None where time decides.
-        seconds_left_at: takes nothing and gives the seconds until the deadline.
+        seconds_left: takes nothing and gives the seconds until the deadline.
         elapsed: training seconds so far, earlier sessions of the run included.
     """
 
