@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +34,10 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tmp_path_factory.mktemp("nano") / "bf16"
     quantize(NANO, folder, "bf16")
-    yield Engine(Model(open_model_folder(folder)), EngineConfig())
+    return Engine(Model(open_model_folder(folder)), EngineConfig())
 
 
 def prompt_ids(tokenizer: Tokenizer) -> list[list[int]]:
