@@ -22,10 +22,13 @@ from cg_local.config import EngineConfig, SamplingParams
 from cg_local.errors import CapacityError, ConfigError, PromptError
 from cg_local.kernels.attention import PARTITION
 from cg_local.kv_cache import KVCache
+from cg_local.memory import available_bytes, readable_size
 from cg_local.model import Model, SequenceSpan
 from cg_local.sampling import SampledToken, sample
 
 _sequence_ids = itertools.count()
+# `Engine.logits` computes so much of its result at a time.
+LOGITS_CHUNK_BYTES = 1 << 26
 
 
 @dataclass(eq=False)
@@ -213,22 +216,34 @@ class Engine:
         """Return the logits after each token of a text, float32 [num_tokens, vocab_size of the model].
 
         Raises:
-            PromptError, CapacityError: as `add`; the whole context may be used.
+            PromptError, CapacityError: as `add`; the whole context may be used. CapacityError also when the result
+                itself does not fit in memory: 1 MB a token in CodeGemma.
         """
         prompt = [int(token_id) for token_id in token_ids]
         self._check_prompt(prompt, needed=0)
+        result = self._room_for_logits(len(prompt))
+        rows = max(1, min(self.config.prefill_chunk, LOGITS_CHUNK_BYTES // (4 * result.shape[1])))
         table: list[int] = []
-        results = []
         try:
             self.block_manager.extend(table, len(prompt))
             pages = np.array(table, np.int32)
-            for first in range(0, len(prompt), self.config.prefill_chunk):
-                chunk = np.array(prompt[first : first + self.config.prefill_chunk], np.int32)
+            for first in range(0, len(prompt), rows):
+                chunk = np.array(prompt[first : first + rows], np.int32)
                 span = SequenceSpan(0, len(chunk), first, pages)
-                results.append(self.model.forward(chunk, [span], self.cache, np.arange(len(chunk))).copy())
+                result[first : first + rows] = self.model.forward(chunk, [span], self.cache, np.arange(len(chunk)))
         finally:
             self.block_manager.release(table)
-        return np.concatenate(results)
+        return result
+
+    def _room_for_logits(self, num_tokens: int) -> NDArray[np.float32]:
+        vocab_size = self.model.config.vocab_size
+        needed, available = 4 * num_tokens * vocab_size, available_bytes()
+        if available is not None and needed > available:
+            raise CapacityError(
+                f"the logits of {num_tokens} tokens take {readable_size(needed)}, {readable_size(available)} are free; "
+                "ask for fewer tokens at a time"
+            )
+        return np.empty((num_tokens, vocab_size), np.float32)
 
     def _check_prompt(self, prompt: list[int], needed: int = 1) -> None:
         if not prompt:

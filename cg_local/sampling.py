@@ -88,9 +88,11 @@ def filtered_distribution(logits: Floats, params: SamplingParams) -> tuple[NDArr
     top_p keeps the most probable tokens until their sum reaches it (the token that crosses it stays); min_p keeps those
     with at least min_p times the largest probability (Nguyen et al., arXiv 2407.01082).
     """
-    scaled = logits.astype(np.float64) / params.temperature
+    # The largest logit becomes 0 first: a tiny temperature then sends the others to -inf and leaves it.
+    with np.errstate(over="ignore"):
+        scaled = (logits.astype(np.float64) - np.float64(logits.max())) / params.temperature
     token_ids = _largest(scaled, params.top_k or len(scaled))
-    probabilities = np.exp(scaled[token_ids] - scaled[token_ids[0]])
+    probabilities = np.exp(scaled[token_ids])
     probabilities /= probabilities.sum()
     if params.top_p < 1:
         before = np.cumsum(probabilities) - probabilities

@@ -401,3 +401,14 @@ def test_repetition_penalty_sees_prompt_and_answer(folder: Path) -> None:
     sequence = generate(engine_of(folder), PROMPT[:9], max_tokens=30, repetition_penalty=1e6)
 
     assert len(set(sequence.token_ids)) == len(set(PROMPT[:9])) + 30
+
+
+def test_logits_that_do_not_fit_in_memory_are_refused_with_the_numbers(
+    toy_folder: FolderMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(toy_folder("mqa", "q8"))
+    monkeypatch.setattr("cg_local.engine.available_bytes", lambda: 10_000)
+
+    with pytest.raises(CapacityError, match=r"the logits of 4 tokens take 12\.0 KiB, 9\.8 KiB are free; ask for fewer"):
+        engine.logits([2, 300, 301, 302])
+    assert engine.block_manager.num_free_pages == engine.block_manager.num_pages

@@ -243,3 +243,7 @@ def test_top_logprobs_keep_the_smallest_ids_among_equals() -> None:
 
 def test_top_logprobs_give_at_most_the_vocabulary() -> None:
     assert len(top_logprobs(HALVES, 10)) == 4
+
+
+def test_tiniest_temperature_is_greedy() -> None:
+    assert distribution(HALVES, temperature=5e-324) == {1: 1.0, 0: 0.0, 2: 0.0, 3: 0.0}

@@ -94,6 +94,32 @@ def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path, monkeypatch
         assert np.array_equal(np.asarray(value), np.asarray(resumed.params[name])), name
 
 
+def test_run_cut_where_the_row_length_changes_goes_on_as_the_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(TINY.run, sequence_lengths=(128, 256), length_starts=(0.0, 0.5))
+
+    def session(folder: Path) -> train.Trainer:
+        made = train.Trainer(replace(TINY, run=run), folder, stream(), stream(), train.Clock(6, lambda: 0.0))
+        figures = dict.fromkeys(("loss", "middle_loss", "tokens", "gradient_norm"), 1.0)
+        monkeypatch.setattr(made, "step_function", lambda params, state, arrays, factor: (params, state, figures))
+        return made
+
+    whole = session(tmp_path / "whole").run()
+    first = session(tmp_path / "cut")
+    take_step = first.take_step
+
+    def step_and_stop(*arguments: object) -> None:
+        take_step(*arguments)
+        if first.state.step == 3:
+            first.stop()
+
+    monkeypatch.setattr(first, "take_step", step_and_stop)
+    assert first.run().step == 3
+
+    assert session(tmp_path / "cut").run().position == whole.position
+
+
 def test_row_length_grows_with_the_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = replace(TINY.run, sequence_lengths=(128, 256), length_starts=(0.0, 0.5))
     session = train.Trainer(replace(TINY, run=run), tmp_path, stream(), stream(), train.Clock(6, lambda: 0.0))

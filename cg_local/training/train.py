@@ -60,7 +60,7 @@ class Clock:
 
 @dataclass
 class State:
-    """What a checkpoint holds: weights, optimizer state, step, data position, tokens seen, seconds of training."""
+    """What a checkpoint holds: weights, optimizer state, step, data position, tokens seen, seconds, row length."""
 
     params: model.Params
     opt_state: optax.OptState
@@ -68,6 +68,7 @@ class State:
     position: tuple[int, int] = (0, 0)
     tokens: int = 0
     elapsed: float = 0.0
+    length: int = 0
 
 
 def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -105,7 +106,8 @@ def save_state(folder: Path, state: State, recipe: Recipe) -> Path:
     leaves = jax.tree.leaves(state.opt_state)
     arrays = {f"params/{name}": np.asarray(value) for name, value in state.params.items()}
     arrays |= {f"optimizer/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
-    record = {"step": state.step, "position": list(state.position), "tokens": state.tokens, "elapsed": state.elapsed}
+    record = {"step": state.step, "position": list(state.position), "length": state.length}
+    record |= {"tokens": state.tokens, "elapsed": state.elapsed}
     return checkpoints.save(folder, state.step, checkpoints.Checkpoint(arrays, {**record, "recipe": asdict(recipe)}))
 
 
@@ -137,6 +139,7 @@ def restore_state(path: Path, fresh: State) -> State:
         (block, index),
         record["tokens"],
         record["elapsed"],
+        record.get("length", 0),
     )
 
 
@@ -203,12 +206,14 @@ class Trainer:
         """Training batches; the row length follows the progress, and a new length begins at the next block."""
         while True:
             length = self.recipe.run.sequence_length(self.clock.progress(self.state.step))
+            if self.state.length not in (0, length):
+                self.state.position = (self.state.position[0] + 1, 0)
+            self.state.length = length
             source = prefetch(self.stream, self.state.position, self.recipe.run.batch_tokens // length, length)
             for position, batch in source:
                 self.state.position = position
                 yield batch
                 if self.recipe.run.sequence_length(self.clock.progress(self.state.step)) != length:
-                    self.state.position = (position[0] + 1, 0)
                     source.close()
                     break
 
