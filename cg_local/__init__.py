@@ -11,6 +11,9 @@ Numba: each name is imported when it is first used.
 from __future__ import annotations
 
 from importlib import import_module
+from os.path import dirname as _dirname
+from os.path import isdir as _isdir
+from os.path import join as _join
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from cg_local.config import SamplingParams
     from cg_local.errors import CgLocalError
     from cg_local.runtime import LocalModel, load
+
+# In a checkout, which a Python started in it finds before the installed package, quant/ and cli/ stand beside this one.
+if not _isdir(_join(__path__[0], "quant")):
+    __path__.append(_dirname(__path__[0]))
 
 __all__ = [
     "AnswerStream",

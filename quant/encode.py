@@ -8,10 +8,12 @@ as the kernels will read them, so the reported error is the error of the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cg_local.kernels.cache_folder import caching_for
 from cg_local.packing import (
     CODEBOOK_LIMIT,
     CODEBOOK_SIZE,
@@ -25,7 +27,9 @@ from cg_local.packing import (
     pack_codes,
     pack_scales,
 )
-from cg_local.quant import search
+
+with caching_for(Path(__file__).parent):
+    from cg_local.quant import search
 
 FLOAT16_MAX = 65504.0
 SUB_SCALE_LIMIT = 127

@@ -189,15 +189,6 @@ def test_prompt_that_leaves_no_room_is_refused_with_the_numbers(folder: Path) ->
     assert (engine.sequences, pages_in_use(engine)) == ([], 0)
 
 
-def test_logits_may_fill_the_whole_context(folder: Path) -> None:
-    assert len(engine_of(folder, max_context=64).logits(PROMPT[:64])) == 64
-
-
-def test_logits_beyond_the_context_are_refused(folder: Path) -> None:
-    with pytest.raises(CapacityError, match=r"has 65 tokens, the context holds 64"):
-        engine_of(folder, max_context=64).logits(PROMPT[:65])
-
-
 def test_logits_without_free_pages_are_refused_and_leave_other_sequences_alone(folder: Path) -> None:
     engine = engine_of(folder, num_pages=4)
     sequence = engine.add(PROMPT[:40], SamplingParams(max_tokens=5))
@@ -401,14 +392,3 @@ def test_repetition_penalty_sees_prompt_and_answer(folder: Path) -> None:
     sequence = generate(engine_of(folder), PROMPT[:9], max_tokens=30, repetition_penalty=1e6)
 
     assert len(set(sequence.token_ids)) == len(set(PROMPT[:9])) + 30
-
-
-def test_logits_that_do_not_fit_in_memory_are_refused_with_the_numbers(
-    toy_folder: FolderMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of(toy_folder("mqa", "q8"))
-    monkeypatch.setattr("cg_local.engine.available_bytes", lambda: 10_000)
-
-    with pytest.raises(CapacityError, match=r"the logits of 4 tokens take 12\.0 KiB, 9\.8 KiB are free; ask for fewer"):
-        engine.logits([2, 300, 301, 302])
-    assert engine.block_manager.num_free_pages == engine.block_manager.num_pages

@@ -41,6 +41,19 @@ def test_cached_kernel_gives_the_same_bits_without_compiling_or_preparing_to(tmp
     assert (loaded_result, num_recompiled, is_prepared) == (compiled_result, "0", "False")
 
 
+def test_damaged_cache_is_compiled_again(tmp_path: Path) -> None:
+    expected, _, _ = run(tmp_path)
+    for kept in tmp_path.rglob("*.nb?"):
+        kept.write_bytes(kept.read_bytes()[:40])
+
+    repaired, num_compiled, _ = run(tmp_path)
+    loaded, num_recompiled, _ = run(tmp_path)
+
+    assert (repaired, loaded) == (expected, expected)
+    assert int(num_compiled) > 0
+    assert num_recompiled == "0"
+
+
 def test_object_without_numbas_internals_is_left_alone() -> None:
     def plain(x: np.ndarray) -> np.ndarray:
         return x

@@ -20,7 +20,7 @@ from toy_engines import (
 from toy_models import MQA, write_toy_checkpoint
 
 from cg_local import reference
-from cg_local.errors import ModelFolderError
+from cg_local.errors import CapacityError, ModelFolderError
 from cg_local.kv_cache import KVCache
 from cg_local.model import Linear, Model, SequenceSpan, Workspace
 from cg_local.model_folder import open_model_folder
@@ -290,3 +290,23 @@ def test_matrix_without_a_kernel_is_refused_by_name() -> None:
 
     with pytest.raises(ModelFolderError, match=r"layers\.0\.mlp: .* no kernel for i6g32; quantize again"):
         Linear(PackedMatrix("i6g32", (16, 256), parts), "layers.0.mlp")
+
+
+def test_logits_that_do_not_fit_in_memory_are_refused_with_the_numbers(
+    toy_folder: FolderMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(toy_folder("mqa", "q8"))
+    monkeypatch.setattr("cg_local.engine.available_bytes", lambda: 10_000)
+
+    with pytest.raises(CapacityError, match=r"the logits of 4 tokens take 12\.0 KiB, 9\.8 KiB are free; ask for fewer"):
+        engine.logits([2, 300, 301, 302])
+    assert engine.block_manager.num_free_pages == engine.block_manager.num_pages
+
+
+def test_logits_may_fill_the_whole_context(toy_folder: FolderMaker) -> None:
+    assert len(engine_of(toy_folder("mqa", "q8"), max_context=64).logits(toy_prompt(64))) == 64
+
+
+def test_logits_beyond_the_context_are_refused(toy_folder: FolderMaker) -> None:
+    with pytest.raises(CapacityError, match=r"has 65 tokens, the context holds 64"):
+        engine_of(toy_folder("mqa", "q8"), max_context=64).logits(toy_prompt(65))

@@ -6,9 +6,10 @@ import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from source_tree import SourceFile, source_files
+from source_tree import ROOT, SourceFile, source_files
 
 import cg_local
 
@@ -70,3 +71,9 @@ def test_all_is_sorted_and_names_what_exists(file: SourceFile) -> None:
 def test_all_names_everything_public(file: SourceFile) -> None:
     listed = set(listed_names(file))
     assert public_names(file) <= listed or not listed
+
+
+def test_checkout_is_complete_for_a_python_started_in_it() -> None:
+    code = "import cg_local.cli.app, cg_local.quant.schemes; print(cg_local.__file__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert Path(result.stdout.strip()).parent == ROOT / "cg_local"

@@ -6,30 +6,22 @@ names below have the same meaning on every machine.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 import numba
+
+from cg_local.kernels import cache_folder
 
 # Threads that wait by spinning starve when another process holds a core: with a compiler running beside it a decode
 # kernel fell from 153 to 8 billion operations/s on 2 cores, and kept 172 with OpenMP and a passive wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-# Numba's cache looks at the jitted function's own file only and would serve stale code when a file it calls into
-# changes. So the kernels are cached under a digest of all their sources. An unwritable folder falls back to the user's.
-_sources = sorted(Path(__file__).parent.glob("*.py"))
-_digest = hashlib.sha256(b"".join(source.read_bytes() for source in _sources)).hexdigest()[:16]
-_users_cache = numba.config.CACHE_DIR
-if not _users_cache:
-    numba.config.CACHE_DIR = str(Path(__file__).parent / "__pycache__" / f"kernels-{_digest}")
-
-from cg_local.kernels import matmul, portable, quick_load  # noqa: E402  (after the cache folder is set)
-from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope  # noqa: E402
-from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages  # noqa: E402
-
-numba.config.CACHE_DIR = _users_cache
+with cache_folder.caching_for(Path(__file__).parent):
+    from cg_local.kernels import matmul, portable, quick_load
+    from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
+    from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 _products = portable if matmul.INSTRUCTION_SET is None else matmul

@@ -28,9 +28,12 @@ def load_quickly(kernel: Any) -> None:
 def _load_overload(cache: Any, signature: Any, target_context: Any) -> Any:
     # Cached code calls into Numba's runtime; that much must be there.
     rtsys.initialize(target_context)
-    with cache._guard_against_spurious_io_errors():
-        loaded = cache._load_overload(signature, target_context)
-        if loaded is not None:
-            return loaded
+    try:
+        with cache._guard_against_spurious_io_errors():
+            loaded = cache._load_overload(signature, target_context)
+            if loaded is not None:
+                return loaded
+    except Exception:  # whatever a cut or damaged pickle raises: the kernel is compiled again
+        cache.flush()
     target_context.refresh()
     return None
