@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cg_local.infill.syntax import scan, syntax_of
+from cg_local.infill.syntax import Scanner, scan, syntax_of
 
 PYTHON, C, SQL = syntax_of("a.py"), syntax_of("a.c"), syntax_of("a.sql")
 code = st.text("()[]{}\"'`#/*-\\\n ab", max_size=40)
@@ -60,3 +60,16 @@ def test_scan_of_a_longer_text_changes_no_earlier_finding(text: str, more: str, 
     short, long = scan(text, syntax), scan(text + more, syntax)  # type: ignore[arg-type]
     assert long.unmatched[: len(short.unmatched)] == short.unmatched
     assert all(position >= len(text) for position, _ in long.unmatched[len(short.unmatched) :])
+
+
+@given(
+    st.lists(st.sampled_from([*"()[]{}\"'`/*-#\\\na", '"""', "//", "/*", "*/"]), max_size=40),
+    st.sampled_from(["a.py", "a.c", "a.sql", "a.txt"]),
+    st.sampled_from(["", '"', '"""', "/*", "#"]),
+)
+def test_scanner_finds_in_a_growing_text_what_a_scan_of_the_whole_finds(pieces, path, quote):
+    syntax, text = syntax_of(path), ""
+    scanner = Scanner(syntax, quote)
+    for piece in pieces:
+        text += piece
+        assert scanner.scan(text) == scan(text, syntax, quote)

@@ -13,11 +13,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cg_local.infill.syntax import CLOSERS, Scan, Syntax, scan, syntax_of
+from cg_local.infill.syntax import (
+    BLANK,
+    CLOSERS,
+    Scan,
+    Scanner,
+    Syntax,
+    first_indentation,
+    indentation,
+    opens_block,
+    scan,
+    syntax_of,
+)
 
 MODES = ("auto", "line", "block")
 
-_BLANK = " \t\r\n"
 # How far around the gap brackets and strings are looked at: a statement of more lines is hardly ever written by hand.
 _CONTEXT_LINES = 200
 _CONTEXT_CHARS = 20_000
@@ -27,8 +37,10 @@ _TELLING_LINE_CHARS = 8
 # A run is a repetition when lines of a period up to 4 stand 4 times over.
 _MAX_PERIOD_LINES = 4
 _MAX_COPIES = 4
+# More lines are never looked at: longer runs have been stopped, so at most these and one period before them count.
+_MAX_TAIL_LINES = (_MAX_COPIES + 1) * _MAX_PERIOD_LINES
 _STUTTER = re.compile(r"(.{1,12}?)\1{23}\Z", re.DOTALL)
-_TWO_BLANK_LINES = re.compile(r"\n[ \t]*\n[ \t]*\n")
+_TWOBLANK_LINES = re.compile(r"\n[ \t]*\n[ \t]*\n")
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ def gap_shape(prefix: str, suffix: str, syntax: Syntax) -> GapShape:
     return GapShape(
         line_prefix=line_prefix,
         line_suffix="" if is_whole_lines else head[0],
-        following=tuple(line.rstrip(_BLANK) for line in head[0 if is_whole_lines else 1 :] if line.strip(_BLANK)),
+        following=tuple(line.rstrip(BLANK) for line in head[0 if is_whole_lines else 1 :] if line.strip(BLANK)),
         is_whole_lines=is_whole_lines,
         line_quote=scan(near[: len(near) - len(line_prefix)], syntax).quote,
         quote=before.quote,
@@ -84,7 +96,7 @@ def choose_mode(shape: GapShape, syntax: Syntax) -> str:
     """Return "line" where code stands right of the gap or the gap lies in a comment, else "block"."""
     if shape.is_whole_lines and shape.following:
         return "line"
-    if shape.line_suffix.strip(_BLANK + CLOSERS):
+    if shape.line_suffix.strip(BLANK + CLOSERS):
         return "line"
     return "line" if shape.quote and shape.quote == syntax.line_comment else "block"
 
@@ -137,6 +149,8 @@ class MiddleTrimmer:
         self.trimmed: tuple[str, ...] = ()
         self._num_shown = 0
         self._is_final = False
+        self._scanner = Scanner(self._syntax, self._shape.quote)
+        self._line_scanner = Scanner(self._syntax, self._shape.line_quote)
 
     def push(self, piece: str) -> str:
         """Take the next piece of generated text; return what can be shown for good.
@@ -146,7 +160,7 @@ class MiddleTrimmer:
         for character in piece:  # one by one, so that the pieces' borders change nothing
             if self.stop_reason is not None:
                 break
-            is_line_start = not self.text[self.text.rfind("\n") + 1 :].strip(_BLANK)
+            is_line_start = not self.text[self.text.rfind("\n") + 1 :].strip(BLANK)
             self.text += character
             # A stop can only fall on a line break, on a closing mark or on the first character of a line.
             if character in "\n)]}\"'`/" or (is_line_start and character not in " \t"):
@@ -176,7 +190,7 @@ class MiddleTrimmer:
             self._cut(first.position, first.name)
 
     def _cut(self, position: int, name: str) -> None:
-        if self.text[position:].strip(_BLANK):
+        if self.text[position:].strip(BLANK):
             self.trimmed += (name,)
         self.text = self.text[:position]
 
@@ -192,8 +206,8 @@ class MiddleTrimmer:
                 return _Cut(position, "suffix", "suffix_overlap")
         if self.text.endswith("\n"):
             start = self._overlap_start(self.text)
-            lines = [line for line in self.text[start:].split("\n") if line.strip(_BLANK)]
-            if len(lines) > 1 or (lines and len(lines[0].strip(_BLANK)) >= _TELLING_LINE_CHARS):
+            lines = [line for line in self.text[start:].split("\n") if line.strip(BLANK)]
+            if len(lines) > 1 or (lines and len(lines[0].strip(BLANK)) >= _TELLING_LINE_CHARS):
                 return _Cut(start, "suffix", "suffix_overlap", is_final=True)
         return None
 
@@ -202,45 +216,41 @@ class MiddleTrimmer:
         if not self.text.endswith("\n"):
             return None
         shape = self._shape
-        may_lead = not shape.line_suffix.strip(_BLANK) and shape.quote != self._syntax.line_comment
-        if may_lead and not self.text.strip(_BLANK):
+        may_lead = not shape.line_suffix.strip(BLANK) and shape.quote != self._syntax.line_comment
+        if may_lead and not self.text.strip(BLANK):
             return None
         return _Cut(len(self.text) - (not shape.is_whole_lines), "line", "line")
 
     def _block_stop(self, found: Scan) -> _Cut | None:
         """A line with less indentation than the gap's block ends the middle; at the top level, two blank lines do."""
-        content = self.text.rstrip(_BLANK)
+        content = self.text.rstrip(BLANK)
         if not content:
             return None
         start = self.text.rfind("\n") + 1
-        if start == 0 or start in found.inner_lines or start in self._inner_lines_of_gap():
+        if start == 0 or start in found.inner_lines or self._is_within_line_of_gap(start):
             return None
         level = self._block_level()
-        if level == 0 and _TWO_BLANK_LINES.search(self.text, len(content)):
+        if level == 0 and _TWOBLANK_LINES.search(self.text, len(content)):
             return _Cut(len(content), "block", "block")
-        line, end = self.text[start:], len(self.text[:start].rstrip(_BLANK))
-        if end and line.strip(_BLANK) and _indent(line) < level:
+        line, end = self.text[start:], len(self.text[:start].rstrip(BLANK))
+        if end and line.strip(BLANK) and indentation(line) < level:
             return _Cut(end, "block", "block")
         return None
 
-    def _inner_lines_of_gap(self) -> set[int]:
-        """Line starts of the text within brackets or strings that the gap's line opens left of the gap."""
+    def _is_within_line_of_gap(self, start: int) -> bool:
+        """Whether a line starts within brackets or strings that the gap's line opens left of the gap."""
         lead = self._shape.line_prefix
-        found = scan(lead + self.text, self._syntax, self._shape.line_quote)
-        return {position - len(lead) for position in found.inner_lines}
+        return start + len(lead) in self._line_scanner.scan(lead + self.text).inner_lines
 
     def _block_level(self) -> int:
         """Return the indentation, in columns, below which a line lies outside of the gap's block."""
         shape = self._shape
-        lines = (shape.line_prefix + self.text).split("\n")
-        if shape.line_prefix.strip(_BLANK):
-            base = _indent(lines[0])
-            if not _opens_block(lines[0], self._syntax):
-                return base
-            body = next((_indent(line) for line in lines[1:] if line.strip(_BLANK)), base + 1)
-            return max(base, body)
-        level = next((_indent(line) for line in lines if line.strip(_BLANK)), 0)
-        outer = _indent(shape.following[0]) if shape.following else 0
+        if shape.line_prefix.strip(BLANK):
+            line, _, body = (shape.line_prefix + self.text).partition("\n")
+            base = indentation(line)
+            return max(base, first_indentation(body, base + 1)) if opens_block(line, self._syntax) else base
+        level = first_indentation(shape.line_prefix + self.text, 0)
+        outer = indentation(shape.following[0]) if shape.following else 0
         # On an indented empty line the user has chosen the level; on an unindented one the text after it may be outer.
         return min(level, outer) if outer and not shape.line_prefix else level
 
@@ -269,14 +279,16 @@ class MiddleTrimmer:
                 # What stands before the first characters of the closing mark is the tail once the mark is cut off.
                 text = text.rstrip("*" if shape.quote == "/*" else shape.quote)
             length = min(self._overlap_start(text, is_whole=False), self._repeated_tail()[0])
-        if self.mode == "block" or not shape.line_suffix.strip(_BLANK):
-            length = len(self.text[:length].rstrip(_BLANK))
+        if self.mode == "block" or not shape.line_suffix.strip(BLANK):
+            length = len(self.text[:length].rstrip(BLANK))
         return max(length, self._num_shown)
 
     def _repeated_tail(self) -> tuple[int, int, int]:
         """Return where the repeated lines at the end start, how many whole lines they are, and their period."""
-        lines = self.text.split("\n")
+        lines = self.text.rsplit("\n", _MAX_TAIL_LINES)
         best = (len(self.text), 0, 0)
+        if not any(line.strip(BLANK) for line in lines[-1 - _MAX_PERIOD_LINES :]):
+            return best
         for period in range(1, _MAX_PERIOD_LINES + 1):
             index = len(lines) - 1
             if index < period or not lines[index - period].startswith(lines[index]):
@@ -284,9 +296,9 @@ class MiddleTrimmer:
             while index > period and lines[index - 1] == lines[index - 1 - period]:
                 index -= 1
             num_lines = len(lines) - 1 - index
-            if not any(line.strip(_BLANK) for line in lines[index:]):
+            if not any(line.strip(BLANK) for line in lines[index:]):
                 continue
-            start = sum(len(line) + 1 for line in lines[:index])
+            start = len(self.text) - len("\n".join(lines[index:]))
             if start < best[0]:
                 best = (start, num_lines, period)
         return best
@@ -300,32 +312,36 @@ class MiddleTrimmer:
                 that may still grow is enough.
         """
         shape = self._shape
-        rest = shape.line_suffix.strip(_BLANK)
+        rest = shape.line_suffix.strip(BLANK)
         if rest:
-            return self._rest_overlap_start(text, shape.line_suffix.rstrip(_BLANK), is_whole)
-        starts = [0] if not shape.line_prefix.strip(_BLANK) else []
-        starts += [match.end() for match in re.finditer("\n", text)]
-        for start in starts:
-            lead = shape.line_prefix if start == 0 else ""
-            lines = [line for line in (lead + text[start:]).split("\n") if line.strip(_BLANK)]
-            if lines and self._repeats_following(lines, is_whole) and not (is_whole and self._closes_own(start)):
-                return start
+            return self._rest_overlap_start(text, shape.line_suffix.rstrip(BLANK), is_whole)
+        content = text.rstrip(BLANK)
+        last = content[content.rfind("\n") + 1 :]
+        first = 1  # the first line that is the answer's alone; the gap's own line is, too, if nothing stands left of it
+        if not shape.line_prefix.strip(BLANK):
+            first, last = 0, (last if "\n" in content else shape.line_prefix + last)
+        # How many lines may be repeated: as many as there are up to one that the last line equals, or begins.
+        fits = str.__eq__ if is_whole else str.startswith
+        sizes = [size for size, line in enumerate(shape.following, 1) if fits(line, last)]
+        if not sizes or not content:
+            return len(text)
+        lines = content.split("\n")
+        lead = shape.line_prefix if first == 0 else ""
+        lines[0] = lead + lines[0]
+        filled = _last_filled(lines, first, sizes[-1])
+        for size in reversed(sizes):
+            if size < len(filled):
+                start = max(0, sum(len(line) + 1 for line in lines[: filled[size] + 1]) - len(lead))
+                whole = tuple(lines[index].rstrip(BLANK) for index in filled[size - 1 : 0 : -1])
+                if whole == shape.following[: size - 1] and not (is_whole and self._closes_own(start)):
+                    return start
         return len(text)
 
-    def _repeats_following(self, lines: list[str], is_whole: bool) -> bool:
-        """Whether the lines are the next ones of the file; the last may be the beginning of one unless `is_whole`."""
-        following = self._shape.following[: len(lines)]
-        *whole, last = (line.rstrip(_BLANK) for line in lines)
-        if len(lines) > len(following) or tuple(whole) != following[:-1]:
-            return False
-        expected = following[-1]
-        return last == expected or (not is_whole and expected.startswith(last))
-
     def _rest_overlap_start(self, text: str, rest: str, is_whole: bool) -> int:
-        bare = rest.lstrip(_BLANK)
+        bare = rest.lstrip(BLANK)
         if len(bare) < 2 and bare not in CLOSERS:
             return len(text)
-        for tried in (text.rstrip(_BLANK), text):
+        for tried in (text.rstrip(BLANK), text):
             for wanted in (rest, bare):
                 sizes = [len(wanted)] if is_whole else range(min(len(wanted), len(tried)), 0, -1)
                 for size in sizes:
@@ -339,13 +355,15 @@ class MiddleTrimmer:
         return alone > sum(position >= start for position, _ in self._scan().unmatched)
 
     def _scan(self) -> Scan:
-        return scan(self.text, self._syntax, self._shape.quote)
+        if self.stop_reason is not None:  # the text may have been cut
+            return scan(self.text, self._syntax, self._shape.quote)
+        return self._scanner.scan(self.text)
 
     def _trim_blank_tail(self) -> None:
         shape = self._shape
-        if shape.line_suffix.strip(_BLANK):
+        if shape.line_suffix.strip(BLANK):
             return
-        content = self.text.rstrip(_BLANK)
+        content = self.text.rstrip(BLANK)
         if shape.is_whole_lines and content and "\n" in self.text[len(content) :]:
             content += "\n"
         if len(content) < len(self.text):
@@ -353,15 +371,15 @@ class MiddleTrimmer:
             self.text = content
 
 
-def _indent(line: str) -> int:
-    """Indentation in columns, a tab reaching to the next multiple of 8."""
-    return len((line[: len(line) - len(line.lstrip(" \t"))]).expandtabs(8))
-
-
-def _opens_block(line: str, syntax: Syntax) -> bool:
-    """Whether the next lines belong to this one: it ends with a colon, or a bracket of it is still open."""
-    code = line.split(syntax.line_comment)[0] if syntax.line_comment else line
-    return code.rstrip(_BLANK).endswith(":") or bool(scan(line, syntax).open_brackets)
+def _last_filled(lines: list[str], first: int, size: int) -> list[int]:
+    """Indices of the last `size` lines that are not blank, from the end on, and of the one before or `first` - 1."""
+    filled = []
+    for index in range(len(lines) - 1, first - 1, -1):
+        if lines[index].strip(BLANK):
+            filled.append(index)
+            if len(filled) > size:
+                return filled
+    return [*filled, first - 1]
 
 
 def _near_prefix(prefix: str) -> str:

@@ -1,8 +1,8 @@
-"""A scan of brackets, strings and comments that is good enough to see where a gap lies in code.
+"""A scan of brackets, strings, comments and indentation, good enough to see where a gap lies in code.
 
-This file owns what a bracket, a string and a comment look like in each language. It parses nothing else and decides
-nothing. Invariant: the scan reads from left to right, so what it says about a position depends only on the text up to
-it; a longer text never changes an earlier finding.
+This file owns what a bracket, a string, a comment and a blank look like in each language. It parses nothing else and
+decides nothing. Invariant: the scan reads from left to right, so what it says about a position depends only on the text
+up to it; a longer text never changes an earlier finding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+BLANK = " \t\r\n"
+_FILLED = re.compile("[^ \t\r\n]")
 CLOSER_OF = {"(": ")", "[": "]", "{": "}"}
 # What an editor types by itself to the right of the cursor; none of it is code that a middle has to lead to.
 CLOSERS = ")]}'\"`;:,"
@@ -69,8 +71,13 @@ class Scan:
     quote: str = ""
     quote_end: int | None = None
 
+    def copy(self) -> Scan:
+        """Return one that can go on by itself."""
+        return Scan(self.open_brackets[:], self.unmatched[:], self.inner_lines.copy(), self.quote, self.quote_end)
+
 
 _TOKEN = re.compile(r"\\.|\"\"\"|'''|/\*|\*/|//|--|[#\"'`()\[\]{}\n]", re.DOTALL)
+_MAX_TOKEN_CHARS = 3
 
 
 def scan(text: str, syntax: Syntax, quote: str = "") -> Scan:
@@ -81,23 +88,46 @@ def scan(text: str, syntax: Syntax, quote: str = "") -> Scan:
         syntax: how its language writes strings and comments.
         quote: the string or comment that the text starts in (`Scan.quote` of the text before it).
     """
-    found, outer, position = Scan(quote=quote), quote, 0
-    while match := _TOKEN.search(text, position):
-        token, position = match.group(), match.end()
-        if token[0] == "\\":
-            if found.quote in ("", syntax.line_comment, "/*"):
-                position = match.start() + 1  # only strings have escapes
-            continue
-        before = found.quote
-        if before:
-            found.quote, position = _within(token, before, syntax, match.start(), position)
-            if outer and not found.quote:
-                found.quote_end, outer = (None if token == "\n" else match.start()), ""
-        else:
-            position = _outside(token, found, syntax, match.start(), position)
-        if token == "\n" and (found.quote or found.open_brackets):
-            found.inner_lines.add(match.end())
-    return found
+    return Scanner(syntax, quote).scan(text)
+
+
+class Scanner:
+    """Scans a text that grows: what has been read is not read again, but for the last characters."""
+
+    def __init__(self, syntax: Syntax, quote: str = "") -> None:
+        """Start before the text; the arguments are those of `scan`."""
+        self._syntax, self._found = syntax, Scan(quote=quote)
+        self._is_in_outer = bool(quote)
+        self._position = 0
+
+    def scan(self, text: str) -> Scan:
+        """Return what `scan` returns for a text that begins with the text of the call before."""
+        # A longer text may make another token of the last two characters: a quote may be the first of three.
+        self._read(text, len(text) - _MAX_TOKEN_CHARS + 1)
+        ahead = Scanner(self._syntax)
+        ahead._found, ahead._is_in_outer, ahead._position = self._found.copy(), self._is_in_outer, self._position
+        ahead._read(text, len(text))
+        return ahead._found
+
+    def _read(self, text: str, stop: int) -> None:
+        """Take the tokens that start before `stop` into account."""
+        found, syntax, position = self._found, self._syntax, self._position
+        while (match := _TOKEN.search(text, position)) and match.start() < stop:
+            token, position = match.group(), match.end()
+            if token[0] == "\\":
+                if found.quote in ("", syntax.line_comment, "/*"):
+                    position = match.start() + 1  # only strings have escapes
+                continue
+            before = found.quote
+            if before:
+                found.quote, position = _within(token, before, syntax, match.start(), position)
+                if self._is_in_outer and not found.quote:
+                    found.quote_end, self._is_in_outer = (None if token == "\n" else match.start()), False
+            else:
+                position = _outside(token, found, syntax, match.start(), position)
+            if token == "\n" and (found.quote or found.open_brackets):
+                found.inner_lines.add(match.end())
+        self._position = max(position, stop)
 
 
 def _within(token: str, quote: str, syntax: Syntax, start: int, end: int) -> tuple[str, int]:
@@ -133,3 +163,20 @@ def _outside(token: str, found: Scan, syntax: Syntax, start: int, end: int) -> i
     elif token in syntax.quotes:
         found.quote = token
     return end
+
+
+def indentation(line: str) -> int:
+    """Indentation in columns, a tab reaching to the next multiple of 8."""
+    return len((line[: len(line) - len(line.lstrip(" \t"))]).expandtabs(8))
+
+
+def first_indentation(text: str, default: int) -> int:
+    """Indentation of the first line that is not blank, or the default."""
+    filled = _FILLED.search(text)
+    return indentation(text[text.rfind("\n", 0, filled.start()) + 1 : filled.end()]) if filled else default
+
+
+def opens_block(line: str, syntax: Syntax) -> bool:
+    """Whether the next lines belong to this one: it ends with a colon, or a bracket of it is still open."""
+    code = line.split(syntax.line_comment)[0] if syntax.line_comment else line
+    return code.rstrip(BLANK).endswith(":") or bool(scan(line, syntax).open_brackets)
