@@ -6,6 +6,7 @@ no stop. Invariant: the pieces of a stream joined together are the text of its r
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -18,7 +19,7 @@ class Completion:
     """An answer.
 
     Attributes:
-        text: the answer.
+        text: the answer, its lines ending with "\n".
         stop_reason: "separator", "eos", "max_tokens" or "interrupted"; for an infill also "line", "block", "suffix" or
             "repetition".
         num_tokens: tokens chosen for it, those of text that was cut again included.
@@ -108,6 +109,8 @@ class AnswerStream(Generic[Result]):
             finish: makes the result out of what every answer has; knows the prompt.
         """
         self._stream, self._trimmer, self._end_ids, self._finish = stream, trimmer, end_ids, finish
+        # A model may write other line breaks; whoever writes into a file gives them the file's ending.
+        self._line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
         self._result: Result | None = None
 
     @property
@@ -132,7 +135,7 @@ class AnswerStream(Generic[Result]):
                 self._end("interrupted")
                 raise
             else:
-                shown = self._trimmer.push(piece.text)
+                shown = self._trimmer.push(self._line_breaks.decode(piece.text))
                 if self._trimmer.stop_reason is not None:
                     self._stream.close()
                     shown += self._end(self._trimmer.stop_reason)
@@ -147,7 +150,7 @@ class AnswerStream(Generic[Result]):
             self._end("interrupted")
 
     def _end(self, stop_reason: str) -> str:
-        rest = self._trimmer.finish()
+        rest = self._trimmer.push(self._line_breaks.decode("", final=True)) + self._trimmer.finish()
         self._result = self._finish(_completion(self._trimmer.text, stop_reason, self._stream.stats))
         return rest
 

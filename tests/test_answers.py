@@ -94,3 +94,24 @@ def test_closing_after_the_end_changes_nothing() -> None:
     list(stream)
     stream.close()
     assert stream.result.stop_reason == "separator"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["a\r\nb\r\n"], "a\nb\n"),
+        (["a\r", "\nb", "\r", "\n", "c"], "a\nb\nc"),
+        (["a\rb", "\r", "c\r"], "a\nb\nc\n"),
+    ],
+)
+def test_line_breaks_of_every_kind_become_one(pieces: list[str | None], expected: str) -> None:
+    stream = answers(ScriptedStream(pieces, "max_tokens"))
+    assert "".join(stream) == stream.result.text == expected
+
+
+def test_trimmer_sees_a_line_break_in_two_pieces_as_one() -> None:
+    stream = answers(
+        ScriptedStream(["\r", "\n    b = 1\r", "\n    return total\r"], "max_tokens"),
+        MiddleTrimmer("def f():\n    a = 0", "\n    return total\n"),
+    )
+    assert "".join(stream) == stream.result.text == "\n    b = 1"
