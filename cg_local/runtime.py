@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.engine import Engine
-from cg_local.errors import CapacityError, ModelFolderError
+from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
 from cg_local.generation import stream_text
 from cg_local.infill.postprocess import MiddleTrimmer
 from cg_local.memory import available_bytes, check_memory, memory_need
@@ -258,10 +258,8 @@ def load(
     """
     started = time.perf_counter()
     found = find_model(name_or_path)
-    folder = _open(found, scheme, on_progress)
+    folder, tokenizer = _open(found, scheme, on_progress)
     refuse_scheme(found, scheme, folder.scheme)
-    tokenizer = Tokenizer.from_file(folder.tokenizer_path)
-    tokenizer.check_rows(folder.config.vocab_size, str(folder.path))
     if on_notice is not None:
         for notice in tokenizer.notices:
             on_notice(notice)
@@ -275,14 +273,22 @@ def load(
     return model
 
 
-def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> ModelFolder:
+def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:
     """Open a model's folder; a damaged copy in the cache is made again, a damaged folder of the user's is an error."""
+    path = ready_folder(found, scheme, on_progress)
     try:
-        return open_model_folder(ready_folder(found, scheme, on_progress))
-    except ModelFolderError:
+        return _open_parts(path)
+    except (ModelFolderError, ConfigError, TokenizerError):
         if not found.is_embedded:
             raise
-        return open_model_folder(renew(found, scheme, on_progress))
+        return _open_parts(renew(found, scheme, on_progress))
+
+
+def _open_parts(path: Path) -> tuple[ModelFolder, Tokenizer]:
+    folder = open_model_folder(path)
+    tokenizer = Tokenizer.from_file(folder.tokenizer_path)
+    tokenizer.check_rows(folder.config.vocab_size, str(folder.path))
+    return folder, tokenizer
 
 
 def _with_prompt(answer: Completion, prompt: Prompt) -> Completion:

@@ -150,14 +150,15 @@ def test_load_refuses_a_model_that_does_not_fit(folder: Path, monkeypatch: pytes
         runtime.load(folder)
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "tokenizer.model", "config.json"])
 def test_damaged_copy_of_the_embedded_model_is_made_again(
-    toy_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
 ) -> None:
     monkeypatch.setenv("CG_LOCAL_CACHE", str(tmp_path))
     monkeypatch.setattr("cg_local.model_store.embedded_checkpoint", lambda name: toy_checkpoint("mqa"))
     expected = runtime.load("nano").complete(PREFIX, params=LIVELY).text
-    [weights] = tmp_path.glob("*/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:1000])
+    [file] = tmp_path.glob(f"*/{damaged}")
+    file.write_bytes(file.read_bytes()[:100])
     again = runtime.load()
     assert (again.name, again.scheme) == ("nano", "q4")
     assert again.complete(PREFIX, params=LIVELY).text == expected
