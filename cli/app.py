@@ -13,8 +13,9 @@ PROGRAM = "cg-local"
 # What a shell sets when it asks for completions; Typer's and Click's convention.
 COMPLETE_VARIABLE = "_CG_LOCAL_COMPLETE"
 
-# Exit status after an interrupt: 128 + the number of SIGINT, as shells report it.
+# Exit status after an interrupt, and when nobody reads any more: 128 + the number of the signal, as shells report it.
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 # Each command is the function of the same name in the module of the same name.
 COMMANDS = {
@@ -48,14 +49,17 @@ Examples:
 def main() -> None:
     """Run the command line; never returns a value, exits with the status of the command."""
     arguments = sys.argv[1:]
+    if sys.stdout is None:  # the parent process closed it
+        sys.stderr.write(f"{PROGRAM}: error: standard output is closed; send it to a file or a pipe\n")
+        sys.exit(1)
     if COMPLETE_VARIABLE not in os.environ:
         if arguments in (["--help"], ["-h"]):
-            sys.stdout.write(HELP)
+            _write(HELP)
             return
         if arguments == ["--version"]:
             from importlib.metadata import version
 
-            sys.stdout.write(f"{PROGRAM} {version('cg-local')}\n")
+            _write(f"{PROGRAM} {version('cg-local')}\n")
             return
         if not arguments:
             sys.stderr.write(HELP)
@@ -66,3 +70,21 @@ def main() -> None:
         run(arguments)
     except KeyboardInterrupt:  # before a command runs: the imports take a while
         sys.exit(INTERRUPTED)
+
+
+def discard_stdout() -> None:
+    """Send what is still buffered for stdout nowhere: it would fail again when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+        sys.exit(PIPE_CLOSED)
+    except OSError as error:
+        discard_stdout()
+        sys.stderr.write(f"{PROGRAM}: error: standard output: {error.strerror}\n")
+        sys.exit(1)

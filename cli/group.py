@@ -6,7 +6,6 @@ This file owns the exit statuses: 0 done, 1 a clear error, 2 wrong usage, 130 in
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from importlib import import_module
@@ -15,10 +14,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PROGRAM
+from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PIPE_CLOSED, PROGRAM, discard_stdout
 from cg_local.errors import CgLocalError
-
-PIPE_CLOSED = 141
 
 _STANDARD_INPUT_PLACE = re.compile("-:[0-9]")
 
@@ -51,8 +48,7 @@ class LazyGroup(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # What is still buffered would fail again when the interpreter exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_stdout()
             raise typer.Exit(PIPE_CLOSED) from None
 
 

@@ -203,3 +203,16 @@ def test_help_answers_at_once(home: Path) -> None:
     after = os.times()
     assert time.process_time() - started < 1
     assert after.children_user - before.children_user < 0.2
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "info --help", "info"])
+@pytest.mark.parametrize(("target", "fault"), [("> /dev/full", "No space left on device"), (">&-", "is closed")])
+def test_stdout_that_takes_nothing_is_one_clear_line(home: Path, arguments: str, target: str, fault: str) -> None:
+    if sys.platform != "linux":
+        pytest.skip("needs /dev/full")
+    command = f"{sys.executable} -m cg_local.cli {arguments} {target}"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, env=command_line.environment(home), cwd=home, timeout=240
+    )
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1), done.stderr
+    assert fault in done.stderr.decode()
