@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from enum import Enum
 from typing import Annotated, Optional
 
@@ -31,6 +33,26 @@ class Scheme(str, Enum):
     bf16 = "bf16"
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
+
+def _above_zero(value: float) -> float:
+    if not value > 0:
+        raise typer.BadParameter(f"{value} is not above 0.")
+    return _finite(value)
+
+
+def _within_processors(value: Optional[int]) -> Optional[int]:  # noqa: UP045
+    # Numba's own variable may allow more, or fewer; the engine judges by it.
+    num_processors = os.cpu_count()
+    if value and num_processors and value > num_processors and "NUMBA_NUM_THREADS" not in os.environ:
+        raise typer.BadParameter(f"{value} is more than the {num_processors} processors of this machine.")
+    return value
+
+
 # Optional[...] and not `... | None`: Typer evaluates these at run time, on Python 3.10 with every version of it.
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="MODEL", help="Embedded name, name in the data folder, or model folder.")
@@ -40,19 +62,31 @@ OptionalScheme = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document instead of the text.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to write at most.")]
-Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the most probable token.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, callback=_finite, help="0 takes the most probable token.")
+]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k most probable tokens; 0: all.")]
 TopP = Annotated[
-    float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the tokens that make up this probability.")
+    float,
+    typer.Option(
+        "--top-p", max=1.0, callback=_above_zero, help="Choose among the tokens that make up this probability."
+    ),
 ]
-MinP = Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens below this share of the best.")]
+MinP = Annotated[
+    float, typer.Option("--min-p", min=0.0, max=1.0, callback=_finite, help="Drop tokens below this share of the best.")
+]
 RepetitionPenalty = Annotated[
     float,
-    typer.Option("--repetition-penalty", min=0.0, help="Divisor of tokens seen before; 1 is off, and best for code."),
+    typer.Option(
+        "--repetition-penalty", callback=_above_zero, help="Divisor of tokens seen before; 1 is off, and best for code."
+    ),
 ]
-Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Makes sampling repeatable.")]  # noqa: UP045
+Seed = Annotated[Optional[int], typer.Option("--seed", min=0, max=2**64 - 1, help="Makes sampling repeatable.")]  # noqa: UP045
 Threads = Annotated[
-    Optional[int], typer.Option("--threads", min=1, help="Threads of the kernels; default: every processor.")  # noqa: UP045
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--threads", min=1, callback=_within_processors, help="Threads of the kernels; default: every processor."
+    ),
 ]
 ContextTokens = Annotated[
     int,
