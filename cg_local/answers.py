@@ -23,7 +23,8 @@ class Completion:
         stop_reason: "separator", "eos", "max_tokens" or "interrupted"; for an infill also "line", "block", "suffix" or
             "repetition".
         num_tokens: tokens chosen for it, those of text that was cut again included.
-        mean_logprob: mean natural logarithm of their probabilities; None without tokens.
+        mean_logprob: mean natural logarithm of the probabilities of these tokens and of the stop token, if one ended
+            the answer (`num_tokens` leaves it out); None when no token was chosen.
         prompt_tokens: of the prompt; cached_tokens: those of them that were already in the K/V cache.
         truncated: the prompt left something out to fit; `notice` says in one line what.
         prefill_seconds: until the first token; decode_seconds: from there to the last.

@@ -57,7 +57,7 @@ class GenerationStats:
 
     @property
     def mean_logprob(self) -> float | None:
-        """Mean logarithm of the chosen tokens' probabilities; None when none was chosen."""
+        """Mean logarithm of the chosen tokens' probabilities, a stop token's included; None when none was chosen."""
         return sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
 
     @property

@@ -252,7 +252,7 @@ def load(
     Raises:
         ModelFolderError: no such model, or its folder is damaged.
         TokenizerError: tokenizer.model is unusable.
-        ConfigError: another scheme than the folder's, or more threads than there are.
+        ConfigError: another scheme than the folder's, a context below 1, or more threads than there are.
         CapacityError: the memory that is free does not hold the model.
         QuantizeError: the cache cannot be written.
     """
@@ -264,7 +264,9 @@ def load(
         for notice in tokenizer.notices:
             on_notice(notice)
     limit = folder.config.max_position_embeddings
-    config = EngineConfig(max_context=min(max_context or limit, limit), num_threads=num_threads)
+    config = EngineConfig(
+        max_context=limit if max_context is None else min(max_context, limit), num_threads=num_threads
+    )
     weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
     check_memory(found.name, memory_need(weight_bytes, folder.scheme, folder.config, config), available_bytes())
     engine = Engine(Model(folder), config, vocab_size=tokenizer.vocab_size)

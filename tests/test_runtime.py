@@ -144,6 +144,11 @@ def test_load_refuses_what_is_no_model_folder(
         runtime.load(folder, scheme="q8")
 
 
+def test_load_refuses_an_empty_context(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="max_context is 0; give a whole number of at least 1"):
+        runtime.load(folder, max_context=0)
+
+
 def test_load_refuses_a_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "available_bytes", lambda: 1 << 20)
     with pytest.raises(CapacityError, match=r"1\.0 MiB are free"):
