@@ -9,6 +9,7 @@ CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -165,6 +166,7 @@ def _fill_cache(checkpoint: Path, folder: Path, scheme: str, on_progress: Progre
     own = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         quantize(checkpoint, own, scheme, on_progress=on_progress)
         try:
             own.rename(folder)
@@ -180,3 +182,13 @@ def _fill_cache(checkpoint: Path, folder: Path, scheme: str, on_progress: Progre
         raise type(error)(f"{error} (CG_LOCAL_CACHE can name another folder than {folder.parent})") from error
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left beside the place; a run that still goes on holds its lock and keeps its own."""
+    from cg_local.atomic_folder import AtomicFolder
+
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        destination = folder.with_name(partial.name[1 : -len(".partial")])
+        with contextlib.suppress(QuantizeError), AtomicFolder(destination, QuantizeError):
+            pass  # entering cleans up, leaving takes its own away

@@ -10,7 +10,8 @@ import command_line
 import pytest
 
 from cg_local import model_store, quant
-from cg_local.errors import CgLocalError, ConfigError, ModelFolderError
+from cg_local.atomic_folder import AtomicFolder
+from cg_local.errors import CgLocalError, ConfigError, ModelFolderError, QuantizeError
 from cg_local.model_folder import open_model_folder
 from cg_local.model_store import (
     FoundModel,
@@ -111,6 +112,18 @@ def test_two_threads_at_once_get_the_same_whole_folder(embedded: FoundModel) -> 
     assert not errors
     assert found[0] == found[1]
     assert open_model_folder(found[0], verify=True).scheme == "q4"
+
+
+def test_leftovers_of_killed_runs_are_removed_and_those_of_running_ones_kept(embedded: FoundModel) -> None:
+    folder = cached_folder(embedded, "q4")
+    stale = folder.with_name(f".{folder.name}.0badcafe.partial")
+    stale.mkdir(parents=True)
+    stale.joinpath("model.safetensors").write_bytes(b"half")
+    stale.with_suffix(".lock").touch()
+    with AtomicFolder(folder.with_name(f"{folder.name}.00000001"), QuantizeError) as running:
+        ready_folder(embedded)
+        assert running.partial.is_dir()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_damaged_copy_is_made_again(embedded: FoundModel) -> None:
