@@ -66,7 +66,9 @@ def main() -> None:
             sys.exit(2)
     try:
         from cg_local.cli.group import run
+        from cg_local.cli.interrupt import handle_interrupts
 
+        handle_interrupts()
         run(arguments)
     except KeyboardInterrupt:  # before a command runs: the imports take a while
         sys.exit(INTERRUPTED)

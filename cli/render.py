@@ -7,6 +7,7 @@ for a pipe, but for a line break that ends the last line on a terminal.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # From this many seconds on a wait is explained.
 _LONG_WAIT_SECONDS = 3.0
+_LONG_SILENCE_SECONDS = 10.0
 _COMPILING = "(a first run compiles the kernels: about a minute)"
 
 
@@ -58,7 +60,7 @@ class Status:
         """Replace the line."""
         if self._is_terminal:
             with self._lock:
-                sys.stderr.write(f"\r\x1b[K{text[:79]}")
+                sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
                 sys.stderr.flush()
                 self._is_shown = True
 
@@ -80,12 +82,15 @@ class Status:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Show a line while something is waited for, and what may make the wait long; cleared at the end."""
+        """Show a line while something is waited for, and what may make the wait long; cleared at the end.
+
+        Where stderr is no terminal, a long wait is explained by a line that stays.
+        """
         self.show(text)
-        timer = threading.Timer(_LONG_WAIT_SECONDS, lambda: self.show(f"{text} {_COMPILING}"))
+        seconds, explain = (_LONG_WAIT_SECONDS, self.show) if self._is_terminal else (_LONG_SILENCE_SECONDS, notice)
+        timer = threading.Timer(seconds, lambda: explain(f"{text} {_COMPILING}"))
         timer.daemon = True
-        if self._is_terminal:
-            timer.start()
+        timer.start()
         try:
             yield
         finally:
