@@ -5,12 +5,11 @@ class Rectangle:
     """A rectangle with its sides in metres."""
 
     def __init__(self, width, height):
-        self.width = width
         self.height = height
 
     def area(self):
         """Return the area in square metres."""
-        return
+        return self.width * self.height
 
     def perimeter(self):
         """Return the length of all four sides in metres."""
