@@ -1,8 +1,8 @@
 """The bit layout of every weight format: packing codes into the bytes that the kernels read, and unpacking them.
 
 This file owns where each bit of a quantized matrix lies. It does not choose scales or codes (`quant` does) and does not
-multiply (`kernels` do). Invariant: `unpack(pack(x))` gives back x for every format, and a packed part's byte length is
-a multiple of 64 whenever the number of columns meets the format's `column_multiple`.
+multiply (`kernels` do). Invariant: `unpack(pack(x))` gives back x for every format. Parts need not end at a multiple of
+64 bytes; whoever stores them one after the other aligns them (`model_folder` does).
 
 Every matrix is cut into tiles of TILE_ROWS = 16 output rows (the last tile is filled up with zero rows). Within a tile
 the bytes stand in the order in which a dot product walks the input columns, as lines of 64 bytes in which lane r (the
