@@ -22,18 +22,8 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from cg_local.kernels.instruction_set import (
-    F32,
-    I8,
-    I32,
-    I64,
-    InstructionSet,
-    call,
-    select_instruction_set,
-    splat,
-    splat_constant,
-    vector,
-)
+from cg_local.kernels.instruction_set import InstructionSet, select_instruction_set
+from cg_local.kernels.llvm_vectors import F32, I8, I32, I64, call, splat, splat_constant, vector
 from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS
 
 BLOCK_TOKENS = 4
@@ -155,61 +145,64 @@ class TileBuilder:
                 self.b.store(sums[token * self.parts + part], self.pointer(out, offset, self.floats), align=4)
 
 
-def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of one c4g32 tile: nibbles looked up in the tensor's codebook, two scales.
+def emit_c4g32_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+    """Emit one c4g32 tile: nibbles looked up in the tensor's codebook, two scales.
 
-    Its arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales and sums, and
+    The arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales and sums, and
     of the output, then the number of groups of 32 columns and the output's stride in floats between tokens.
     """
+    codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride = arguments
+    emit = TileBuilder(isa, num_tokens, builder)
+    b = builder
+    table = emit.load(codebook, 0, emit.ints, 1)
+    nibble = splat_constant(emit.ints, 0x0F0F0F0F)
+
+    def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        lines = b.add(codes, emit.times(index, _C4_CODE_BYTES))
+        group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
+        first = emit.times(index, num_tokens)
+        dots = emit.starts(x_sums, first, CODEBOOK_OFFSET)
+        emit.prefetch(lines, _C4_CODE_BYTES)
+        for line in range(GROUP // 8):
+            for part in range(emit.parts):
+                both = emit.load(lines, 64 * line + 4 * emit.rows * part, emit.ints, 1)
+                halves = b.and_(both, nibble), b.and_(b.lshr(both, splat_constant(emit.ints, 4)), nibble)
+                for half, nibbles in enumerate(halves):
+                    values = isa.lookup(b, table, nibbles)
+                    for token in range(num_tokens):
+                        at = token * emit.parts + part
+                        lane = emit.code_lane(group_codes, token, 8 * line + 4 * half)
+                        dots[at] = isa.dot(b, dots[at], values, lane)
+        scale_bytes = b.add(scales, emit.times(index, _C4_SCALE_BYTES))
+        weight_scales = [
+            b.sitofp(
+                b.sext(emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1), emit.ints),
+                emit.floats,
+            )
+            for part in range(emit.parts)
+        ]
+        return emit.accumulate(sums, dots, weight_scales, x_scales, first)
+
+    def super_group(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        base = emit.times(index, _SUBGROUPS)
+
+        def subgroup(step: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            return group(b.add(base, step), sums)
+
+        sums = emit.loop(ir.Constant(I64, _SUBGROUPS), emit.zeros(), subgroup)
+        supers = emit.half_scales(super_scales, emit.times(index, _C4_SUPER_BYTES))
+        return [emit.fma(s, supers[at % emit.parts], t) for at, (s, t) in enumerate(zip(sums, totals, strict=True))]
+
+    emit.store(emit.loop(b.udiv(groups, ir.Constant(I64, _SUBGROUPS)), emit.zeros(), super_group), out, stride)
+
+
+def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
+    """Return the intrinsic of `emit_c4g32_tile`."""
 
     @intrinsic
     def tile(typing_context, codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride = arguments
-            emit = TileBuilder(instruction_set, num_tokens, builder)
-            b, isa = builder, instruction_set
-            table = emit.load(codebook, 0, emit.ints, 1)
-            nibble = splat_constant(emit.ints, 0x0F0F0F0F)
-
-            def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                lines = b.add(codes, emit.times(index, _C4_CODE_BYTES))
-                group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
-                first = emit.times(index, num_tokens)
-                dots = emit.starts(x_sums, first, CODEBOOK_OFFSET)
-                emit.prefetch(lines, _C4_CODE_BYTES)
-                for line in range(GROUP // 8):
-                    for part in range(emit.parts):
-                        both = emit.load(lines, 64 * line + 4 * emit.rows * part, emit.ints, 1)
-                        halves = b.and_(both, nibble), b.and_(b.lshr(both, splat_constant(emit.ints, 4)), nibble)
-                        for half, nibbles in enumerate(halves):
-                            values = isa.lookup(b, table, nibbles)
-                            for token in range(num_tokens):
-                                at = token * emit.parts + part
-                                lane = emit.code_lane(group_codes, token, 8 * line + 4 * half)
-                                dots[at] = isa.dot(b, dots[at], values, lane)
-                scale_bytes = b.add(scales, emit.times(index, _C4_SCALE_BYTES))
-                weight_scales = [
-                    b.sitofp(
-                        b.sext(emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1), emit.ints),
-                        emit.floats,
-                    )
-                    for part in range(emit.parts)
-                ]
-                return emit.accumulate(sums, dots, weight_scales, x_scales, first)
-
-            def super_group(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-                base = emit.times(index, _SUBGROUPS)
-
-                def subgroup(step: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                    return group(b.add(base, step), sums)
-
-                sums = emit.loop(ir.Constant(I64, _SUBGROUPS), emit.zeros(), subgroup)
-                supers = emit.half_scales(super_scales, emit.times(index, _C4_SUPER_BYTES))
-                return [
-                    emit.fma(s, supers[at % emit.parts], t) for at, (s, t) in enumerate(zip(sums, totals, strict=True))
-                ]
-
-            emit.store(emit.loop(b.udiv(groups, ir.Constant(I64, _SUBGROUPS)), emit.zeros(), super_group), out, stride)
+            emit_c4g32_tile(builder, instruction_set, num_tokens, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate
@@ -217,36 +210,39 @@ def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
     return tile
 
 
+def emit_i8g64_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+    """Emit one i8g64 tile; arguments as in `emit_c4g32_tile` without super_scales and codebook."""
+    codes, scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
+    emit = TileBuilder(isa, num_tokens, builder)
+    b = builder
+
+    def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        lines = b.add(codes, emit.times(index, _I8_CODE_BYTES))
+        group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
+        first = emit.times(index, num_tokens)
+        dots = emit.starts(x_sums, first, isa.signed_offset)
+        emit.prefetch(lines, _I8_CODE_BYTES)
+        for line in range(GROUP // 4):
+            for part in range(emit.parts):
+                offset = 64 * line + 4 * emit.rows * part
+                weights = isa.signed_weights(b, emit.load(lines, offset, emit.ints, 1))
+                for token in range(num_tokens):
+                    at = token * emit.parts + part
+                    dots[at] = isa.signed_dot(b, dots[at], weights, emit.code_lane(group_codes, token, 4 * line))
+        scale_group = b.udiv(index, ir.Constant(I64, INT8_GROUP // GROUP))
+        weight_scales = emit.half_scales(scales, emit.times(scale_group, _I8_SCALE_BYTES))
+        return emit.accumulate(sums, dots, weight_scales, x_scales, first)
+
+    emit.store(emit.loop(groups, emit.zeros(), group), out, stride)
+
+
 def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of one i8g64 tile; arguments as in `make_c4g32_tile` without super_scales and codebook."""
+    """Return the intrinsic of `emit_i8g64_tile`."""
 
     @intrinsic
     def tile(typing_context, codes, scales, x_codes, x_scales, x_sums, out, groups, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            codes, scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
-            emit = TileBuilder(instruction_set, num_tokens, builder)
-            b, isa = builder, instruction_set
-
-            def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                lines = b.add(codes, emit.times(index, _I8_CODE_BYTES))
-                group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
-                first = emit.times(index, num_tokens)
-                dots = emit.starts(x_sums, first, isa.signed_offset)
-                emit.prefetch(lines, _I8_CODE_BYTES)
-                for line in range(GROUP // 4):
-                    for part in range(emit.parts):
-                        offset = 64 * line + 4 * emit.rows * part
-                        weights = isa.signed_weights(b, emit.load(lines, offset, emit.ints, 1))
-                        for token in range(num_tokens):
-                            at = token * emit.parts + part
-                            dots[at] = isa.signed_dot(
-                                b, dots[at], weights, emit.code_lane(group_codes, token, 4 * line)
-                            )
-                scale_group = b.udiv(index, ir.Constant(I64, INT8_GROUP // GROUP))
-                weight_scales = emit.half_scales(scales, emit.times(scale_group, _I8_SCALE_BYTES))
-                return emit.accumulate(sums, dots, weight_scales, x_scales, first)
-
-            emit.store(emit.loop(groups, emit.zeros(), group), out, stride)
+            emit_i8g64_tile(builder, instruction_set, num_tokens, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 8), generate
@@ -254,34 +250,39 @@ def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
     return tile
 
 
-def make_bf16_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of one bf16 tile on float32 activations [columns][num_tokens].
+def emit_bf16_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+    """Emit one bf16 tile on float32 activations [columns][num_tokens].
 
-    Its arguments are addresses of codes, activations and the output, the number of columns and the output's stride.
+    The arguments are addresses of codes, activations and the output, the number of columns and the output's stride.
     """
+    codes, x, out, columns, stride = arguments
+    emit = TileBuilder(isa, num_tokens, builder)
+    b = builder
+    words = vector(ir.IntType(16), emit.rows)
+
+    def column(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        line = b.add(codes, emit.times(index, 2 * TILE_ROWS))
+        results = list(sums)
+        for part in range(emit.parts):
+            bits = b.zext(emit.load(line, 2 * emit.rows * part, words, 1), emit.ints)
+            weights = b.bitcast(b.shl(bits, splat_constant(emit.ints, 16)), emit.floats)
+            for token in range(num_tokens):
+                at = token * emit.parts + part
+                offset = b.add(emit.times(index, 4 * num_tokens), ir.Constant(I64, 4 * token))
+                value = splat(b, emit.load(x, offset, F32, 4), emit.rows)
+                results[at] = emit.fma(weights, value, sums[at])
+        return results
+
+    emit.store(emit.loop(columns, emit.zeros(), column), out, stride)
+
+
+def make_bf16_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
+    """Return the intrinsic of `emit_bf16_tile`."""
 
     @intrinsic
     def tile(typing_context, codes, x, out, columns, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            codes, x, out, columns, stride = arguments
-            emit = TileBuilder(instruction_set, num_tokens, builder)
-            b = builder
-            words = vector(ir.IntType(16), emit.rows)
-
-            def column(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                line = b.add(codes, emit.times(index, 2 * TILE_ROWS))
-                results = list(sums)
-                for part in range(emit.parts):
-                    bits = b.zext(emit.load(line, 2 * emit.rows * part, words, 1), emit.ints)
-                    weights = b.bitcast(b.shl(bits, splat_constant(emit.ints, 16)), emit.floats)
-                    for token in range(num_tokens):
-                        at = token * emit.parts + part
-                        offset = b.add(emit.times(index, 4 * num_tokens), ir.Constant(I64, 4 * token))
-                        value = splat(b, emit.load(x, offset, F32, 4), emit.rows)
-                        results[at] = emit.fma(weights, value, sums[at])
-                return results
-
-            emit.store(emit.loop(columns, emit.zeros(), column), out, stride)
+            emit_bf16_tile(builder, instruction_set, num_tokens, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 5), generate

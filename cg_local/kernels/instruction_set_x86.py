@@ -1,0 +1,126 @@
+"""The instruction sets of x86 processors: AVX2, AVX-VNNI and AVX512-VNNI.
+
+This file owns how `instruction_set.InstructionSet` is said in x86 instructions; the meaning of each attribute and
+method stands there. Invariant: each class computes the same 32-bit integers as the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from cg_local.kernels.llvm_vectors import I8, I16, I32, call, splat_constant, vector
+
+
+class Avx2:
+    """AVX2: 256-bit registers; products through 16-bit pairs (pmaddubsw, pmaddwd).
+
+    pmaddubsw saturates at 16 bits, so the unsigned operand must stay in 0..127 (2 * 127 * 127 < 2**15): codebook values
+    do by design, and 8-bit weights are made so by `signed_weights`.
+    """
+
+    name = "avx2"
+    register_rows = 8
+    signed_offset = 0
+
+    def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+        """Sum pairs of products in 16 bits, pairs of pairs in 32."""
+        return self._add_pairs(builder, total, self._pairs(builder, unsigned, signed))
+
+    def dot_two(
+        self,
+        builder: ir.IRBuilder,
+        total: ir.Value,
+        unsigned: tuple[ir.Value, ir.Value],
+        signed: tuple[ir.Value, ir.Value],
+    ) -> ir.Value:
+        """Add both pairs in 16 bits, as 4 * 63 * 127 < 2**15: one pmaddwd and one addition less than two `dot`."""
+        first, second = (self._pairs(builder, *operands) for operands in zip(unsigned, signed, strict=True))
+        return self._add_pairs(builder, total, builder.add(first, second))
+
+    def lookup(self, builder: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """Look up in both 128-bit halves at once (pshufb)."""
+        bytes_type = vector(I8, 32)
+        operands = builder.bitcast(table, bytes_type), builder.bitcast(codes, bytes_type)
+        return builder.bitcast(call(builder, "llvm.x86.avx2.pshuf.b", bytes_type, *operands), codes.type)
+
+    def signed_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Keep the weights beside their magnitudes, which are computed once for all tokens."""
+        as_bytes = builder.bitcast(weights, vector(I8, 32))
+        negated = builder.sub(splat_constant(vector(I8, 32), 0), as_bytes)
+        negative = builder.icmp_signed("<", as_bytes, splat_constant(vector(I8, 32), 0))
+        return as_bytes, builder.select(negative, negated, as_bytes)
+
+    def signed_dot(self, builder: ir.IRBuilder, total: ir.Value, weights: Any, codes: ir.Value) -> ir.Value:
+        """Move the weights' signs to the activation codes (psignb), which never are -128."""
+        as_bytes, magnitudes = weights
+        bytes_type = vector(I8, 32)
+        moved = call(builder, "llvm.x86.avx2.psign.b", bytes_type, builder.bitcast(codes, bytes_type), as_bytes)
+        return self.dot(builder, total, magnitudes, moved)
+
+    @staticmethod
+    def _pairs(builder: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+        bytes_type = vector(I8, 32)
+        operands = builder.bitcast(unsigned, bytes_type), builder.bitcast(signed, bytes_type)
+        return call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), *operands)
+
+    @staticmethod
+    def _add_pairs(builder: ir.IRBuilder, total: ir.Value, pairs: ir.Value) -> ir.Value:
+        ones = splat_constant(vector(I16, 16), 1)
+        return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, ones))
+
+
+class AvxVnni:
+    """AVX-VNNI (Alder Lake, Zen 5): four byte products summed into each int32 lane of 256 bits by one vpdpbusd.
+
+    vpdpbusd does not saturate, so an unsigned byte may have any value.
+    """
+
+    name = "avxvnni"
+    register_rows = 8
+    signed_offset = 128
+
+    def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+        """One vpdpbusd."""
+        # LLVM has one intrinsic for both encodings and chooses VEX where there is no AVX-512.
+        return call(builder, "llvm.x86.avx512.vpdpbusd.256", vector(I32, 8), total, unsigned, signed)
+
+    def dot_two(
+        self,
+        builder: ir.IRBuilder,
+        total: ir.Value,
+        unsigned: tuple[ir.Value, ir.Value],
+        signed: tuple[ir.Value, ir.Value],
+    ) -> ir.Value:
+        """Two vpdpbusd."""
+        return self.dot(builder, self.dot(builder, total, unsigned[0], signed[0]), unsigned[1], signed[1])
+
+    def lookup(self, builder: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """As AVX2."""
+        return Avx2().lookup(builder, table, codes)
+
+    def signed_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Add 128 to each byte: xor with its sign bit."""
+        return builder.xor(weights, splat_constant(weights.type, 0x80808080))
+
+    def signed_dot(self, builder: ir.IRBuilder, total: ir.Value, weights: Any, codes: ir.Value) -> ir.Value:
+        """Add (weight + signed_offset) * code products."""
+        return self.dot(builder, total, weights, codes)
+
+
+class Avx512Vnni(AvxVnni):
+    """AVX-512 with VNNI: the same in 512-bit registers."""
+
+    name = "avx512vnni"
+    register_rows = 16
+
+    def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+        """One vpdpbusd."""
+        return call(builder, "llvm.x86.avx512.vpdpbusd.512", vector(I32, 16), total, unsigned, signed)
+
+    def lookup(self, builder: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """Look up in all four 128-bit parts at once (vpshufb)."""
+        bytes_type = vector(I8, 64)
+        operands = builder.bitcast(table, bytes_type), builder.bitcast(codes, bytes_type)
+        return builder.bitcast(call(builder, "llvm.x86.avx512.pshuf.b.512", bytes_type, *operands), codes.type)

@@ -1,0 +1,37 @@
+"""LLVM's vector types and the few vector operations that every generator of kernels needs.
+
+This file owns names for types, constants, copies of a scalar, and calls of LLVM intrinsics. It knows no processor.
+Invariant: nothing here depends on the machine that runs it.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+def vector(element: ir.Type, count: int) -> ir.VectorType:
+    """Return the LLVM vector type of `count` elements."""
+    return ir.VectorType(element, count)
+
+
+def splat_constant(vector_type: ir.VectorType, value: float) -> ir.Constant:
+    """Return a vector constant with the same value in every lane."""
+    return ir.Constant(vector_type, [value] * vector_type.count)
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
+    """Copy a scalar into every lane of a new vector."""
+    vector_type = vector(value.type, count)
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(vector(I32, count), [0] * count))
+
+
+def call(builder: ir.IRBuilder, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+    """Call an LLVM intrinsic by name, declaring it at its first use."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(result, [operand.type for operand in operands]), name)
+    return builder.call(function, operands)
