@@ -121,6 +121,8 @@ class Linear:
         if self.format == "c4g32":
             halves = parts["super_scales"].view(np.uint16)
             self._weights: tuple[NDArray[Any], ...] = parts["codes"], parts["scales"], halves, parts["codebook"]
+        elif self.format == "i6g32":
+            self._weights = parts["codes"], parts["scales"], parts["super_scales"].view(np.uint16)
         elif self.format == "i8g64":
             self._weights = parts["codes"], parts["scales"].view(np.uint16)
         elif self.format == "bf16":
@@ -135,6 +137,8 @@ class Linear:
             kernels.matmul_bf16(*self._weights, x.blocked(), out)
         elif self.format == "c4g32":
             kernels.matmul_c4g32(*self._weights, *x.int8(), out)
+        elif self.format == "i6g32":
+            kernels.matmul_i6g32(*self._weights, *x.int8(), out)
         else:
             kernels.matmul_i8g64(*self._weights, *x.int8(), out)
         return out[: x.num_tokens, : self.rows]

@@ -7,6 +7,7 @@ float64 from unpacked codes, so it shares neither layout nor order of additions 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ from cg_local.packing import (
     pack_scales,
 )
 
-FORMATS = ("c4g32", "i8g64", "bf16")
+FORMATS = ("c4g32", "i6g32", "i8g64", "bf16")
+NUM_CODE_BITS = {"c4g32": 4, "i6g32": 6}
 EPS = 2.0**-24  # half a unit in the last place of float32 just below 1: the largest relative error of one rounding
 CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63])
 
@@ -76,15 +78,19 @@ def random_matrix(
         codes = random.integers(-127, 128, shape).astype(np.int8)
         scales = pack_scales(halves(columns // 64))
         return PackedMatrix(format, shape, {"codes": pack_codes(format, codes), "scales": scales})
-    codes = random.integers(0, 16, shape).astype(np.uint8)
+    codes = random.integers(0, 2 ** NUM_CODE_BITS[format], shape).astype(np.uint8)
     scales = random.integers(-127, 128, (rows, columns // 32)).astype(np.int8)
     parts = {
         "codes": pack_codes(format, codes),
         "scales": pack_scales(np.ones_like(scales) if is_exact else scales),
         "super_scales": pack_scales(halves(columns // 256)),
-        "codebook": pack_codebook(CODEBOOK),
     }
-    return PackedMatrix(format, shape, parts)
+    return PackedMatrix(format, shape, with_codebook(format, parts))
+
+
+def with_codebook(format: str, parts: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Add the part that c4g32 alone has."""
+    return {**parts, "codebook": pack_codebook(CODEBOOK)} if format == "c4g32" else parts
 
 
 def extreme_matrix(format: str, shape: tuple[int, int], sign: int) -> PackedMatrix:
@@ -97,13 +103,18 @@ def extreme_matrix(format: str, shape: tuple[int, int], sign: int) -> PackedMatr
         codes = np.full(shape, sign * 127, np.int8)
         scales = pack_scales(np.ones((rows, columns // 64), np.float16))
         return PackedMatrix(format, shape, {"codes": pack_codes(format, codes), "scales": scales})
+    largest = 2 ** NUM_CODE_BITS[format] - 1
     parts = {
-        "codes": pack_codes(format, np.full(shape, 15 if sign > 0 else 0, np.uint8)),
+        "codes": pack_codes(format, np.full(shape, largest if sign > 0 else 0, np.uint8)),
         "scales": pack_scales(np.ones((rows, columns // 32), np.int8)),
         "super_scales": pack_scales(np.ones((rows, columns // 256), np.float16)),
-        "codebook": pack_codebook(CODEBOOK),
     }
-    return PackedMatrix(format, shape, parts)
+    return PackedMatrix(format, shape, with_codebook(format, parts))
+
+
+def extreme_weight(format: str, sign: int) -> int:
+    """Return the weight of every element of `extreme_matrix`."""
+    return {"c4g32": 63 * sign, "i6g32": 31 if sign > 0 else -32}.get(format, 127 * sign)
 
 
 def weight_arguments(matrix: PackedMatrix) -> tuple[NDArray[np.generic], ...]:

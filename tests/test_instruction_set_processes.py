@@ -109,6 +109,7 @@ x = array(t.int8, 4, True), array(t.float32, 3, True), array(t.int32, 3, True)
 scales = array(t.int8, 3), array(t.uint16, 3)
 weights = {
     "c4g32": [array(t.uint8, 3), *scales, array(t.uint8, 2)],
+    "i6g32": [array(t.uint8, 3), *scales],
     "i8g64": [array(t.int8, 3), array(t.uint16, 3)],
 }
 for format, parts in weights.items():
@@ -131,7 +132,7 @@ def test_numba_compiles_the_products_to_dot_products_of_another_processor(
     name, *counts = run_as(processor, COMPILED_SCRIPT, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=cache).split()
 
     assert name == expected
-    assert len(counts) == 2
+    assert len(counts) == 3
     assert all(int(count) >= dots_a_group * (1 + T) for count in counts)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from cg_local.kernels import matmul
+from cg_local.kernels import matmul, matmul_six_bits
 from cg_local.kernels.instruction_set import InstructionSet
 from cg_local.kernels.instruction_set_arm import NeonDotprod
 from cg_local.kernels.instruction_set_x86 import Avx512Vnni, AvxVnni
@@ -31,10 +31,11 @@ from cg_local.packing import GROUP, TILE_ROWS, part_layout
 
 EMIT: dict[str, Callable[..., None]] = {
     "c4g32": matmul.emit_c4g32_tile,
+    "i6g32": matmul_six_bits.emit_i6g32_tile,
     "i8g64": matmul.emit_i8g64_tile,
     "bf16": matmul.emit_bf16_tile,
 }
-NUM_WEIGHT_PARTS = {"c4g32": 4, "i8g64": 2, "bf16": 1}
+NUM_WEIGHT_PARTS = {"c4g32": 4, "i6g32": 3, "i8g64": 2, "bf16": 1}
 Bytes = NDArray[np.uint8]
 
 

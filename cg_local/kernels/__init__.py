@@ -19,24 +19,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 with cache_folder.caching_for(Path(__file__).parent):
-    from cg_local.kernels import matmul, portable, quick_load
+    from cg_local.kernels import matmul, matmul_six_bits, portable, quick_load
     from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
     from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
-_products = portable if matmul.INSTRUCTION_SET is None else matmul
-matmul_bf16, matmul_c4g32, matmul_i8g64 = _products.matmul_bf16, _products.matmul_c4g32, _products.matmul_i8g64
+_products = (matmul, matmul_six_bits) if matmul.INSTRUCTION_SET is not None else (portable, portable)
+matmul_bf16, matmul_c4g32, matmul_i8g64 = _products[0].matmul_bf16, _products[0].matmul_c4g32, _products[0].matmul_i8g64
+matmul_i6g32 = _products[1].matmul_i6g32
 
 _kernels = (
-    attend_decode, attend_prefill, block_activations, geglu, matmul_bf16, matmul_c4g32, matmul_i8g64,
-    quantize_activations, rms_norm, rope, write_pages,
+    attend_decode, attend_prefill, block_activations, geglu, matmul_bf16, matmul_c4g32, matmul_i6g32,
+    matmul_i8g64, quantize_activations, rms_norm, rope, write_pages,
 )  # fmt: skip
 for _kernel in _kernels:
     quick_load.load_quickly(_kernel)
 
 
 def instruction_set_name() -> str:
-    """Return the name of the instruction set in use: "avx512vnni", "avx2" or "portable"."""
+    """Return the name of the one in use: "avx512vnni", "avxvnni", "avx2", "neon-dotprod" or "portable"."""
     return "portable" if matmul.INSTRUCTION_SET is None else matmul.INSTRUCTION_SET.name
 
 
@@ -49,6 +50,7 @@ __all__ = [
     "instruction_set_name",
     "matmul_bf16",
     "matmul_c4g32",
+    "matmul_i6g32",
     "matmul_i8g64",
     "quantize_activations",
     "rms_norm",

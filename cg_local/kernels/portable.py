@@ -1,4 +1,4 @@
-"""The same products as `matmul.py` in plain Numba: for processors without a generator class, and an oracle in tests.
+"""The same products as the generated ones in plain Numba: for processors without a generator class, and an oracle.
 
 This file owns no layout and no instruction. Invariant: its integer sums equal the generated kernels', its float sums
 differ by rounding only.
@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, prange
 
 from cg_local.kernels.bits import float32_from_bits, float32_from_half
-from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS
+from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT6_OFFSET, INT8_GROUP, SUPER_GROUP, TILE_ROWS
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -39,6 +39,39 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
                                 dots[row] += (
                                     np.int32(low) * x[8 * line + byte] + np.int32(high) * x[8 * line + 4 + byte]
                                 )
+                    factor = x_scales[block, group, token]
+                    for row in range(TILE_ROWS):
+                        sums[row] += np.float32(dots[row]) * (factor * np.float32(scales[tile, group, row]))
+                        if group % per_super == per_super - 1:
+                            totals[row] += sums[row] * float32_from_half(super_scales[tile, group // per_super, row])
+                for row in range(TILE_ROWS):
+                    out[block * tokens + token, tile * TILE_ROWS + row] = totals[row]
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def matmul_i6g32(codes, scales, super_scales, x_codes, x_scales, x_sums, out):
+    """Multiply an i6g32 matrix by quantized activations; arguments as in `matmul_six_bits.matmul_i6g32`."""
+    groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
+    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
+    for tile in prange(codes.shape[0]):
+        dots = np.empty(TILE_ROWS, np.int32)
+        sums = np.empty(TILE_ROWS, np.float32)
+        totals = np.empty(TILE_ROWS, np.float32)
+        for block in range(blocks):
+            for token in range(tokens):
+                totals[:] = 0
+                for group in range(groups):
+                    if group % per_super == 0:
+                        sums[:] = 0
+                    x = x_codes[block, group, token]
+                    dots[:] = -INT6_OFFSET * x_sums[block, group, token]
+                    for column in range(GROUP):
+                        quarter, byte = column % 16 // 4, column % 4
+                        lanes = codes[tile, (group * GROUP + column) // 16]
+                        for row in range(TILE_ROWS):
+                            nibble = lanes[quarter // 2 * 64 + 4 * row + byte] >> (4 * (quarter % 2)) & 15
+                            upper = lanes[128 + 4 * row + byte] >> (2 * quarter) & 3
+                            dots[row] += np.int32(nibble | upper << 4) * x[column]
                     factor = x_scales[block, group, token]
                     for row in range(TILE_ROWS):
                         sums[row] += np.float32(dots[row]) * (factor * np.float32(scales[tile, group, row]))
