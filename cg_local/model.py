@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,9 +25,18 @@ from cg_local.model_folder import ModelFolder
 from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, num_tiles
 
 Floats = NDArray[np.float32]
+# Codes, scales and sums in the block layout of `kernels/matmul.py`.
+Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32]]
 
 # Up to this many new tokens of a sequence, attention spreads its context over the threads instead of its tokens.
 DECODE_TOKENS = 4
+# Below this cost (bytes of weights times blocks of tokens) a second thread takes longer to wake than it saves.
+MIN_SHARED_COST = 1 << 17
+# Quantizing an activation takes as long as reading this many bytes of weights.
+QUANTIZE_COST = 8
+_NO_GAIN, _NO_EPS = np.zeros(0, np.float32), np.float32(0)
+_NO_GAIN.flags.writeable = False  # like the gains of a mapped folder, so that one compiled kernel serves both
+_NO_FLOATS = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,90 +83,160 @@ class Activations:
         x: float32 [num_tokens, columns].
         workspace: where the layouts are kept; they last until the next Activations with the same name.
         name: distinguishes inputs whose layouts must not share memory.
+        norm: gain, float32 [columns], and eps of the RMSNorm that x goes through first; None: x as it is.
     """
 
-    def __init__(self, x: Floats, workspace: Workspace, name: str) -> None:
-        self.x, self._workspace, self._name = x, workspace, name
+    def __init__(
+        self, x: Floats, workspace: Workspace, name: str, norm: tuple[Floats, np.float32] | None = None
+    ) -> None:
+        self._x, self._workspace, self._name, self._norm = x, workspace, name, norm
         self.num_tokens, self.columns = x.shape
         self.tokens_per_block = 1 if self.num_tokens == 1 else kernels.BLOCK_TOKENS
         self.num_blocks = -(-self.num_tokens // self.tokens_per_block)
-        self._int8: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None
+        self._int8: Quantized | None = None
         self._blocked: Floats | None = None
 
-    def int8(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    @property
+    def padded_tokens(self) -> int:
+        """The number of tokens with those that fill up the last block."""
+        return self.num_blocks * self.tokens_per_block
+
+    def int8(self) -> Quantized:
         """Return codes, scales and sums as `kernels.quantize_activations` writes them."""
         if self._int8 is None:
-            shape = self.num_blocks, self.columns // GROUP, self.tokens_per_block
-            codes = self._workspace.array(self._name + ".codes", (*shape, GROUP), np.int8)
-            scales = self._workspace.array(self._name + ".scales", shape)
-            sums = self._workspace.array(self._name + ".sums", shape, np.int32)
-            kernels.quantize_activations(self.x, codes, scales, sums)
-            self._int8 = codes, scales, sums
+            gain, eps = self._norm or (_NO_GAIN, _NO_EPS)
+            self._int8 = int8_blocks(self, self.columns, self._workspace, self._name)
+            workers = num_workers(QUANTIZE_COST * self.num_tokens * self.columns)
+            kernels.quantize_activations(self._x, gain, eps, *self._int8, workers)
         return self._int8
 
     def blocked(self) -> Floats:
         """Return float32 [blocks, columns, tokens_per_block] as `kernels.block_activations` writes it."""
         if self._blocked is None:
+            x = self._x
+            if self._norm is not None:
+                x = self._workspace.array(self._name + ".normalized", x.shape)
+                kernels.rms_norm(self._x, *self._norm, x)
             shape = self.num_blocks, self.columns, self.tokens_per_block
             self._blocked = self._workspace.array(self._name + ".blocked", shape)
-            kernels.block_activations(self.x, self._blocked)
+            kernels.block_activations(x, self._blocked)
         return self._blocked
 
 
-class Linear:
-    """One weight matrix, ready to be multiplied.
+class GatedActivations:
+    """The quantized input of the down projection, as the fused gate and up projections leave it."""
+
+    def __init__(self, like: Activations, columns: int, workspace: Workspace, name: str) -> None:
+        self.num_tokens, self.padded_tokens = like.num_tokens, like.padded_tokens
+        self._int8 = int8_blocks(like, columns, workspace, name)
+
+    def int8(self) -> Quantized:
+        """Return codes, scales and sums."""
+        return self._int8
+
+
+def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> Quantized:
+    """Return uninitialized codes, scales and sums for `columns` columns, in the blocks of other activations."""
+    shape = like.num_blocks, columns // GROUP, like.tokens_per_block
+    return (
+        workspace.array(name + ".codes", (*shape, GROUP), np.int8),
+        workspace.array(name + ".scales", shape),
+        workspace.array(name + ".sums", shape, np.int32),
+    )
+
+
+def num_workers(cost: int) -> int:
+    """Return how many threads share a piece of work; cost: bytes of weights read, or what takes as long."""
+    return 1 if cost < MIN_SHARED_COST else int(numba.get_num_threads())
+
+
+class Projections:
+    """Weight matrices with a common input, multiplied together.
+
+    Integer formats run in one parallel region on the generated kernels; the portable ones and bf16 one by one.
 
     Args:
-        matrix: the packed matrix, usually mapped from a model folder.
-        name: what messages call it.
+        matrices: packed, usually mapped from a model folder, with equal numbers of columns.
+        names: of their outputs in the workspace, and in messages.
 
     Raises:
-        ModelFolderError: the engine has no kernel for the matrix's format.
+        ModelFolderError: the engine has no kernel for a matrix's format.
     """
 
-    def __init__(self, matrix: PackedMatrix, name: str) -> None:
-        self.format, self.rows, self.name = matrix.format, matrix.shape[0], name
-        self._padded_rows = num_tiles(self.rows) * TILE_ROWS
-        parts = {part: np.asarray(array) for part, array in matrix.parts.items()}
-        if self.format == "c4g32":
-            halves = parts["super_scales"].view(np.uint16)
-            self._weights: tuple[NDArray[Any], ...] = parts["codes"], parts["scales"], halves, parts["codebook"]
-        elif self.format == "i6g32":
-            self._weights = parts["codes"], parts["scales"], parts["super_scales"].view(np.uint16)
-        elif self.format == "i8g64":
-            self._weights = parts["codes"], parts["scales"].view(np.uint16)
-        elif self.format == "bf16":
-            self._weights = (parts["codes"],)
-        else:
-            raise ModelFolderError(f"{name}: the engine has no kernel for {self.format}; quantize again with q4 or q8")
+    def __init__(self, matrices: Sequence[PackedMatrix], names: Sequence[str]) -> None:
+        self._names, self._matrices = tuple(names), tuple(matrices)
+        for matrix, name in zip(matrices, names, strict=True):
+            if matrix.format not in kernels.MATMUL:
+                raise ModelFolderError(f"{name}: the engine has no kernel for {matrix.format}; quantize again")
+        self._parts = [tuple(_kernel_view(part) for part in matrix.parts.values()) for matrix in matrices]
+        self._is_fused = all(matrix.format in kernels.FUSED_FORMATS for matrix in matrices)
+        self._jobs = kernels.table_of_jobs(matrices) if self._is_fused else None
+        self._num_bytes = sum(part.nbytes for matrix in matrices for part in matrix.parts.values())
 
-    def __call__(self, x: Activations, workspace: Workspace) -> Floats:
-        """Return x times the transposed matrix, float32 [num_tokens, rows]; valid until this name's next product."""
-        out = workspace.array(self.name, (x.num_blocks * x.tokens_per_block, self._padded_rows))
-        if self.format == "bf16":
-            kernels.matmul_bf16(*self._weights, x.blocked(), out)
-        elif self.format == "c4g32":
-            kernels.matmul_c4g32(*self._weights, *x.int8(), out)
-        elif self.format == "i6g32":
-            kernels.matmul_i6g32(*self._weights, *x.int8(), out)
+    def __call__(self, x: Activations | GatedActivations, workspace: Workspace) -> list[Floats]:
+        """Return x times each transposed matrix, float32 [num_tokens, rows]; valid until these names' next product."""
+        outs = [
+            workspace.array(name, (x.padded_tokens, num_tiles(matrix.shape[0]) * TILE_ROWS))
+            for name, matrix in zip(self._names, self._matrices, strict=True)
+        ]
+        if self._jobs is not None:
+            for job, out in zip(self._jobs, outs, strict=True):
+                job[kernels.OUT], job[kernels.STRIDE] = out.ctypes.data, out.shape[1]
+            self._run(x, kernels.STORE, workspace)
         else:
-            kernels.matmul_i8g64(*self._weights, *x.int8(), out)
-        return out[: x.num_tokens, : self.rows]
+            for matrix, parts, out in zip(self._matrices, self._parts, outs, strict=True):
+                inputs = (x.blocked(),) if matrix.format == "bf16" else x.int8()  # type: ignore[union-attr]
+                kernels.MATMUL[matrix.format](*parts, *inputs, out)
+        return [out[: x.num_tokens, : matrix.shape[0]] for out, matrix in zip(outs, self._matrices, strict=True)]
+
+    def add_to(self, total: Floats, x: Activations | GatedActivations, workspace: Workspace) -> None:
+        """Add the product of the only matrix to total, float32 [num_tokens, rows]."""
+        if self._is_fused:
+            self._run(x, kernels.ADD, workspace, total=total)
+        else:
+            total += self(x, workspace)[0]
+
+    def gate(self, x: Activations, workspace: Workspace, name: str) -> Activations | GatedActivations:
+        """Return gelu_tanh(first product) * second product as the input of the next one."""
+        if self._is_fused:
+            gated = GatedActivations(x, self._matrices[0].shape[0], workspace, name)
+            self._run(x, kernels.GATE, workspace, gated=gated)
+            return gated
+        gate, up = self(x, workspace)
+        kernels.geglu(gate, up, gate)
+        return Activations(gate, workspace, name)
+
+    def _run(
+        self,
+        x: Activations | GatedActivations,
+        mode: int,
+        workspace: Workspace,
+        total: Floats = _NO_FLOATS,
+        gated: GatedActivations | None = None,
+    ) -> None:
+        int8 = x.int8()
+        workers = num_workers(self._num_bytes * len(int8[0]))
+        scratch = workspace.array("scratch", (workers, kernels.SCRATCH_TILES * x.padded_tokens * TILE_ROWS))
+        y = int8 if gated is None else gated.int8()
+        kernels.run_products(self._jobs, *int8, x.num_tokens, mode, total, *y, scratch, workers)
+
+
+def _kernel_view(part: NDArray[Any]) -> NDArray[Any]:
+    """Return a part as the kernels take it: float16 as its bits."""
+    array = np.asarray(part)
+    return array.view(np.uint16) if array.dtype == np.float16 else array
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one transformer block; gains are 1 + the stored norm weight."""
+    """The weights of one transformer block; a norm is its gain (1 + the stored weight) and its eps."""
 
-    attention_gain: Floats
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    mlp_gain: Floats
-    gate: Linear
-    up: Linear
-    down: Linear
+    attention_norm: tuple[Floats, np.float32]
+    qkv: Projections
+    o: Projections
+    mlp_norm: tuple[Floats, np.float32]
+    gate_up: Projections
+    down: Projections
 
 
 class Model:
@@ -173,33 +253,33 @@ class Model:
         self.config = folder.config
         self.folder = folder
         self._embedding = folder.matrices["model.embed_tokens.weight"]
-        self._head = Linear(folder.matrices.get("lm_head.weight", self._embedding), "logits")
+        self._head = Projections([folder.matrices.get("lm_head.weight", self._embedding)], ["logits"])
+        self._eps = np.float32(self.config.rms_norm_eps)
         self._layers = [self._bind_layer(layer) for layer in range(self.config.num_layers)]
-        self._final_gain = np.asarray(folder.gains["model.norm.weight"])
+        self._final_norm = np.asarray(folder.gains["model.norm.weight"]), self._eps
         self._workspace = Workspace()
         half = np.arange(0, self.config.head_dim, 2, dtype=np.float32) / np.float32(self.config.head_dim)
         # float32 throughout, as transformers computes it; other orders differ at long positions.
         self._inverse_frequencies = np.float32(1) / np.power(np.float32(self.config.rope_theta), half)
-        self._eps = np.float32(self.config.rms_norm_eps)
 
     def _bind_layer(self, layer: int) -> Layer:
         prefix = f"model.layers.{layer}."
         matrices, gains = self.folder.matrices, self.folder.gains
 
-        def linear(name: str) -> Linear:
+        def projections(*names: str) -> Projections:
             # Outputs of one kind share memory over the layers.
-            return Linear(matrices[f"{prefix}{name}.weight"], name)
+            return Projections([matrices[f"{prefix}{name}.weight"] for name in names], names)
+
+        def norm(name: str) -> tuple[Floats, np.float32]:
+            return np.asarray(gains[f"{prefix}{name}.weight"]), self._eps
 
         return Layer(
-            attention_gain=np.asarray(gains[prefix + "input_layernorm.weight"]),
-            q=linear("self_attn.q_proj"),
-            k=linear("self_attn.k_proj"),
-            v=linear("self_attn.v_proj"),
-            o=linear("self_attn.o_proj"),
-            mlp_gain=np.asarray(gains[prefix + "post_attention_layernorm.weight"]),
-            gate=linear("mlp.gate_proj"),
-            up=linear("mlp.up_proj"),
-            down=linear("mlp.down_proj"),
+            attention_norm=norm("input_layernorm"),
+            qkv=projections("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            o=projections("self_attn.o_proj"),
+            mlp_norm=norm("post_attention_layernorm"),
+            gate_up=projections("mlp.gate_proj", "mlp.up_proj"),
+            down=projections("mlp.down_proj"),
         )
 
     @property
@@ -231,16 +311,12 @@ class Model:
         rotation = np.cos(angles), np.sin(angles)
         x = dequantize_rows(self._embedding, token_ids) * np.float32(math.sqrt(self.config.hidden_size))
         for index, layer in enumerate(self._layers):
-            x += self._attention(layer, index, x, rotation, slots, spans, cache)
-            x += self._mlp(layer, x)
+            self._attention(layer, index, x, rotation, slots, spans, cache)
+            self._mlp(layer, x)
         if len(logit_rows) == 0:
             return np.empty((0, self.config.vocab_size), np.float32)
-        return self._head(self._normalized(x[logit_rows], self._final_gain), self._workspace)
-
-    def _normalized(self, x: Floats, gain: Floats) -> Activations:
-        out = self._workspace.array("normalized", x.shape)
-        kernels.rms_norm(x, gain, self._eps, out)
-        return Activations(out, self._workspace, "normalized")
+        final = Activations(x[logit_rows], self._workspace, "normalized", self._final_norm)
+        return self._head(final, self._workspace)[0]
 
     def _attention(
         self,
@@ -251,12 +327,11 @@ class Model:
         slots: NDArray[np.int64],
         spans: Sequence[SequenceSpan],
         cache: KVCache,
-    ) -> Floats:
-        normalized = self._normalized(x, layer.attention_gain)
+    ) -> None:
+        """Add the attention block's output to x."""
         num_tokens, head_dim = len(x), self.config.head_dim
-        q = layer.q(normalized, self._workspace).reshape(num_tokens, self.config.num_heads, head_dim)
-        k = layer.k(normalized, self._workspace).reshape(num_tokens, self.config.num_kv_heads, head_dim)
-        v = layer.v(normalized, self._workspace).reshape(num_tokens, self.config.num_kv_heads, head_dim)
+        normalized = Activations(x, self._workspace, "normalized", layer.attention_norm)
+        q, k, v = (out.reshape(num_tokens, -1, head_dim) for out in layer.qkv(normalized, self._workspace))
         kernels.rope(q, *rotation)
         kernels.rope(k, *rotation)
         keys, values = cache.keys[index], cache.values[index]
@@ -268,13 +343,12 @@ class Model:
             rows = slice(span.start, span.start + span.num_tokens)
             attend = kernels.attend_decode if span.num_tokens <= DECODE_TOKENS else kernels.attend_prefill
             attend(q[rows], keys, values, span.block_table, span.first_position, scale, out[rows])
-        return layer.o(Activations(out, self._workspace, "attention"), self._workspace)
+        layer.o.add_to(x, Activations(out, self._workspace, "attention"), self._workspace)
 
-    def _mlp(self, layer: Layer, x: Floats) -> Floats:
-        normalized = self._normalized(x, layer.mlp_gain)
-        gate = layer.gate(normalized, self._workspace)
-        kernels.geglu(gate, layer.up(normalized, self._workspace), gate)
-        return layer.down(Activations(gate, self._workspace, "mlp"), self._workspace)
+    def _mlp(self, layer: Layer, x: Floats) -> None:
+        """Add the MLP block's output to x."""
+        normalized = Activations(x, self._workspace, "normalized", layer.mlp_norm)
+        layer.down.add_to(x, layer.gate_up.gate(normalized, self._workspace, "mlp"), self._workspace)
 
     @staticmethod
     def _slots(span: SequenceSpan, page_size: int) -> NDArray[np.int64]:

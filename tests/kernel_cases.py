@@ -1,17 +1,19 @@
 """Packed matrices, quantized activations and their float64 products: what the tests of the matrix products share.
 
-This file owns the random and the extreme cases and the oracle. It imports no kernel. Invariant: the oracle computes in
+This file owns the random and the extreme cases and the oracle. Invariant: the oracle computes in
 float64 from unpacked codes, so it shares neither layout nor order of additions with what it judges.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cg_local import kernels
 from cg_local.packing import (
     GROUP,
     TILE_ROWS,
@@ -26,6 +28,8 @@ from cg_local.packing import (
 
 FORMATS = ("c4g32", "i6g32", "i8g64", "bf16")
 NUM_CODE_BITS = {"c4g32": 4, "i6g32": 6}
+# Codes, scales and sums in the kernels' layout.
+Blocks = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]
 EPS = 2.0**-24  # half a unit in the last place of float32 just below 1: the largest relative error of one rounding
 CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63])
 
@@ -44,7 +48,7 @@ class Codes:
     def dequantized(self) -> NDArray[np.float64]:
         return self.codes.astype(np.float64) * np.repeat(self.scales.astype(np.float64), GROUP, axis=1)
 
-    def in_blocks(self, tokens: int) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
+    def in_blocks(self, tokens: int) -> Blocks:
         """Return codes, scales and sums in the kernels' layout, blocks of `tokens` filled up with zeros."""
         missing = -self.num_tokens % tokens
         codes = np.pad(self.codes, ((0, missing), (0, 0))).reshape(-1, tokens, self.codes.shape[1] // GROUP, GROUP)
@@ -132,7 +136,10 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
     """Run a product of a module of kernels over blocks of `tokens`; float32 [num_tokens, padded rows]."""
     num_blocks = -(-x.num_tokens // tokens)
     out = np.full((num_blocks * tokens, num_tiles(matrix.shape[0]) * TILE_ROWS), np.nan, np.float32)
-    run = getattr(products, f"matmul_{matrix.format}")
+    if products is kernels and matrix.format in kernels.FUSED_FORMATS:
+        run_products([matrix], x.in_blocks(tokens), x.num_tokens, outs=[out])
+        return out[: x.num_tokens]
+    run = kernels.MATMUL["bf16"] if products is kernels else getattr(products, f"matmul_{matrix.format}")
     if matrix.format == "bf16":
         rows = np.pad(x.dequantized().astype(np.float32), ((0, num_blocks * tokens - x.num_tokens), (0, 0)))
         blocks = np.ascontiguousarray(rows.reshape(num_blocks, tokens, -1).swapaxes(1, 2))
@@ -140,6 +147,28 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
     else:
         run(*weight_arguments(matrix), *x.in_blocks(tokens), out)
     return out[: x.num_tokens]
+
+
+def run_products(
+    matrices: Sequence[PackedMatrix],
+    x: Blocks,
+    num_tokens: int,
+    *,
+    outs: Sequence[NDArray[np.float32]] = (),
+    total: NDArray[np.float32] | None = None,
+    gated: Blocks | None = None,
+    num_workers: int = 2,
+) -> None:
+    """Run the fused products: store to `outs`, add to `total` or gate into `gated`, whichever is given."""
+    jobs = kernels.table_of_jobs(matrices)
+    for job, out in zip(jobs, outs, strict=False):
+        job[kernels.OUT], job[kernels.STRIDE] = out.ctypes.data, out.shape[1]
+    mode = kernels.STORE if outs else kernels.ADD if total is not None else kernels.GATE
+    scratch = np.full(
+        (num_workers, kernels.SCRATCH_TILES * x[0].shape[0] * x[0].shape[2] * TILE_ROWS), np.nan, np.float32
+    )
+    total = np.zeros((0, 0), np.float32) if total is None else total
+    kernels.run_products(jobs, *x, num_tokens, mode, total, *(gated or x), scratch, num_workers)
 
 
 def expected_product(matrix: PackedMatrix, x: Codes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

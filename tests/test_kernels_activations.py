@@ -185,12 +185,17 @@ def test_rope_equals_the_reference_bit_for_bit(num_heads: int) -> None:
     np.testing.assert_array_equal(x, expected)
 
 
-def quantized(x: Floats, tokens: int) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]:
+NO_GAIN = readonly(np.zeros(0, np.float32))
+
+
+def quantized(
+    x: Floats, tokens: int, gain: Floats = NO_GAIN, num_workers: int = 1
+) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]:
     """Run the kernel on arrays full of garbage, as a workspace hands them out."""
     shape = -(-len(x) // tokens), x.shape[1] // GROUP, tokens
     codes = np.full((*shape, GROUP), 99, np.int8)
     scales, sums = np.full(shape, 9, np.float32), np.full(shape, 9, np.int32)
-    kernels.quantize_activations(x, codes, scales, sums)
+    kernels.quantize_activations(x, gain, np.float32(1e-6), codes, scales, sums, num_workers)
     return codes, scales, sums
 
 
@@ -249,6 +254,37 @@ def test_quantized_activations_behind_the_last_token_are_zero() -> None:
     codes, scales, sums = quantized(np.ones((T + 1, 64), np.float32), T)
 
     assert not any(array[1, :, 1:].any() for array in (codes, scales, sums))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_normalized_and_quantized_activations_equal_the_two_steps(num_tokens: int) -> None:
+    random = np.random.default_rng(num_tokens)
+    x = random.normal(0, 5, (num_tokens, 256)).astype(np.float32)
+    gain = readonly(random.uniform(0.5, 2, 256).astype(np.float32))
+    expected = reference.rms_norm(x, gain - 1, 1e-6)
+    tokens = 1 if num_tokens == 1 else T
+
+    codes, scales, sums = quantized(x, tokens, gain)
+
+    # Norms that differ by rounding move a code by at most one.
+    separate = quantized(expected, tokens)
+    np.testing.assert_allclose(scales, separate[1], rtol=140 * EPS)
+    assert np.abs(codes.astype(int) - separate[0]).max() <= 1
+    assert (codes != separate[0]).mean() < 1e-3
+    np.testing.assert_array_equal(sums, codes.sum(axis=3, dtype=np.int32))
+
+
+@pytest.mark.parametrize("gain", [NO_GAIN, readonly(np.full(256, 1.5, np.float32))], ids=["plain", "normalized"])
+def test_activations_do_not_depend_on_the_number_of_threads_or_on_neighbours(gain: Floats) -> None:
+    x = np.random.default_rng(3).normal(0, 5, (9, 256)).astype(np.float32)
+    codes, scales, sums = quantized(x, T, gain, num_workers=2)
+
+    for array, serial in zip((codes, scales, sums), quantized(x, T, gain), strict=True):
+        np.testing.assert_array_equal(array, serial)
+    for row in range(9):
+        alone = quantized(x[row : row + 1], 1, gain)
+        for array, one in zip((codes, scales, sums), alone, strict=True):
+            np.testing.assert_array_equal(by_rows(array, 9)[row], by_rows(one, 1)[0])
 
 
 @pytest.mark.parametrize(("num_tokens", "tokens"), [(1, 1), (2, T), (9, T)])

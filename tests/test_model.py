@@ -22,7 +22,7 @@ from toy_models import MQA, write_toy_checkpoint
 from cg_local import reference
 from cg_local.errors import CapacityError, ModelFolderError
 from cg_local.kv_cache import KVCache
-from cg_local.model import Activations, Linear, Model, SequenceSpan, Workspace
+from cg_local.model import Activations, Model, Projections, SequenceSpan, Workspace
 from cg_local.model_folder import open_model_folder
 from cg_local.packing import PackedMatrix
 from cg_local.quant import quantize
@@ -285,12 +285,12 @@ def test_scratch_memory_is_that_of_the_largest_step(toy_folder: FolderMaker) -> 
 
 def test_matrix_without_a_kernel_is_refused_by_name() -> None:
     with pytest.raises(ModelFolderError, match=r"layers\.0\.mlp: .* no kernel for i5g32; quantize again"):
-        Linear(PackedMatrix("i5g32", (16, 256), {}), "layers.0.mlp")
+        Projections([PackedMatrix("i5g32", (16, 256), {})], ["layers.0.mlp"])
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("num_tokens", [1, 5])
-def test_linear_of_each_format_equals_the_float64_product(format: str, num_tokens: int) -> None:
+def test_projection_of_each_format_equals_the_float64_product(format: str, num_tokens: int) -> None:
     # Activations that are whole numbers up to 127 in every group are their own codes.
     x = np.random.default_rng(3).integers(-126, 127, (num_tokens, 256)).astype(np.float32)
     x[:, ::32] = 127
@@ -298,7 +298,7 @@ def test_linear_of_each_format_equals_the_float64_product(format: str, num_token
     codes = Codes(x.astype(np.int8), np.ones((num_tokens, 8), np.float32))
     expected, tolerance = expected_product(matrix, codes)
 
-    found = Linear(matrix, "body")(Activations(x, workspace, "x"), workspace)
+    (found,) = Projections([matrix], ["body"])(Activations(x, workspace, "x"), workspace)
 
     assert (np.abs(found - expected) <= tolerance).all()
 

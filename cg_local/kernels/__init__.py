@@ -13,24 +13,32 @@ import numba
 
 from cg_local.kernels import cache_folder
 
-# Threads that wait by spinning starve when another process holds a core: with a compiler running beside it a decode
-# kernel fell from 153 to 8 billion operations/s on 2 cores, and kept 172 with OpenMP and a passive wait.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Between two products a thread waits in a loop for about 60 microseconds and then sleeps. Waking it takes 80
+# microseconds (2 while it still loops), and a decode step has 90 products; looping for longer starves the engine itself
+# beside another busy process.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 with cache_folder.caching_for(Path(__file__).parent):
-    from cg_local.kernels import matmul, matmul_six_bits, portable, quick_load
+    from cg_local.kernels import matmul, portable, products, quick_load
     from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
     from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages
+    from cg_local.kernels.products import ADD, GATE, OUT, SCRATCH_TILES, STORE, STRIDE, run_products, table_of_jobs
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
-_products = (matmul, matmul_six_bits) if matmul.INSTRUCTION_SET is not None else (portable, portable)
-matmul_bf16, matmul_c4g32, matmul_i8g64 = _products[0].matmul_bf16, _products[0].matmul_c4g32, _products[0].matmul_i8g64
-matmul_i6g32 = _products[1].matmul_i6g32
+# Formats whose products run together in `run_products`, and a function for each format alone.
+FUSED_FORMATS = frozenset(products.FORMAT_IDS if matmul.INSTRUCTION_SET is not None else ())
+MATMUL = {
+    "bf16": matmul.matmul_bf16 if matmul.INSTRUCTION_SET is not None else portable.matmul_bf16,
+    "c4g32": portable.matmul_c4g32,
+    "i6g32": portable.matmul_i6g32,
+    "i8g64": portable.matmul_i8g64,
+}
 
 _kernels = (
-    attend_decode, attend_prefill, block_activations, geglu, matmul_bf16, matmul_c4g32, matmul_i6g32,
-    matmul_i8g64, quantize_activations, rms_norm, rope, write_pages,
+    attend_decode, attend_prefill, block_activations, geglu, quantize_activations, rms_norm, rope, run_products,
+    write_pages, *MATMUL.values(),
 )  # fmt: skip
 for _kernel in _kernels:
     quick_load.load_quickly(_kernel)
@@ -42,18 +50,24 @@ def instruction_set_name() -> str:
 
 
 __all__ = [
+    "ADD",
     "BLOCK_TOKENS",
+    "FUSED_FORMATS",
+    "GATE",
+    "MATMUL",
+    "OUT",
+    "SCRATCH_TILES",
+    "STORE",
+    "STRIDE",
     "attend_decode",
     "attend_prefill",
     "block_activations",
     "geglu",
     "instruction_set_name",
-    "matmul_bf16",
-    "matmul_c4g32",
-    "matmul_i6g32",
-    "matmul_i8g64",
     "quantize_activations",
     "rms_norm",
     "rope",
+    "run_products",
+    "table_of_jobs",
     "write_pages",
 ]

@@ -94,37 +94,76 @@ def geglu(gate, up, out):
             out[token, column] = gelu_tanh(gate[token, column]) * up[token, column]
 
 
+@njit(inline="always")
+def quantize_group(values, first, codes, scales, sums, block, group, token):
+    """Round GROUP values from values[first] on to int8 and store them as a group of activations."""
+    largest = np.float32(0)
+    for column in range(GROUP):
+        largest = max(largest, abs(values[first + column]))
+    inverse = _HALF_MAX / largest if largest > 0 else np.float32(0)
+    total = np.int32(0)
+    for column in range(GROUP):
+        code = np.int32(np.rint(values[first + column] * inverse))
+        codes[block, group, token, column] = code
+        total += code
+    scales[block, group, token] = largest / _HALF_MAX
+    sums[block, group, token] = total
+
+
+@njit(inline="always")
+def inverse_rms(values, eps):
+    """Return 1 / sqrt(mean square + eps) of a row; its length is a multiple of GROUP.
+
+    The sum runs in GROUP lanes and then over them in order: vectors without leave to reorder, so one token and many
+    give the same bits.
+    """
+    lanes = np.zeros(GROUP, np.float32)
+    for first in range(0, values.shape[0], GROUP):
+        for lane in range(GROUP):
+            lanes[lane] += values[first + lane] * values[first + lane]
+    square = np.float32(0)
+    for lane in range(GROUP):
+        square += lanes[lane]
+    return _ONE / np.sqrt(square / np.float32(values.shape[0]) + eps)
+
+
+@njit(nogil=True)
+def quantize_rows(first, last, x, gain, eps, codes, scales, sums):
+    """Do the work of `quantize_activations` for rows first..last-1, those that fill up the last block included."""
+    num_tokens, groups, tokens = x.shape[0], codes.shape[1], codes.shape[2]
+    is_normalized = gain.shape[0] > 0
+    values = np.empty(GROUP, np.float32)
+    for row in range(first, last):
+        scale = _ONE
+        if is_normalized and row < num_tokens:
+            scale = inverse_rms(x[row], eps)
+        for group in range(groups):
+            for column in range(GROUP):
+                at = group * GROUP + column
+                value = x[row, at] if row < num_tokens else np.float32(0)
+                values[column] = value * scale * gain[at] if is_normalized else value
+            quantize_group(values, 0, codes, scales, sums, row // tokens, group, row % tokens)
+
+
 @njit(parallel=True, nogil=True, cache=True)
-def quantize_activations(x, codes, scales, sums):
-    """Round activations to int8 by groups of 32 columns, in the block layout of `matmul.py`.
+def quantize_activations(x, gain, eps, codes, scales, sums, num_workers):
+    """Round activations to int8 by groups of 32 columns, in the block layout of `matmul.py`; normalize them before.
 
     Args:
         x: float32 [num_tokens, columns].
+        gain: float32 [columns], the rows are normalized as `rms_norm` does; [0], they are taken as they are.
+        eps: float32, of the norm.
         codes: int8 [blocks, groups, T, 32], scales: float32 [blocks, groups, T], sums: int32 [blocks, groups, T];
             fully written, with zeros for the tokens that fill up the last block.
+        num_workers: how many threads share the rows; with 1 none is woken.
     """
-    num_tokens = x.shape[0]
-    blocks, groups, tokens = codes.shape[:3]
-    for row in prange(blocks * tokens):
-        block, token = row // tokens, row % tokens
-        for group in range(groups):
-            if row >= num_tokens:
-                codes[block, group, token, :] = 0
-                scales[block, group, token] = 0
-                sums[block, group, token] = 0
-                continue
-            values = x[row, group * GROUP : (group + 1) * GROUP]
-            largest = np.float32(0)
-            for column in range(GROUP):
-                largest = max(largest, abs(values[column]))
-            inverse = _HALF_MAX / largest if largest > 0 else np.float32(0)
-            total = np.int32(0)
-            for column in range(GROUP):
-                code = np.int32(np.rint(values[column] * inverse))
-                codes[block, group, token, column] = code
-                total += code
-            scales[block, group, token] = largest / _HALF_MAX
-            sums[block, group, token] = total
+    rows = codes.shape[0] * codes.shape[2]
+    if num_workers == 1:
+        quantize_rows(0, rows, x, gain, eps, codes, scales, sums)
+    else:
+        for worker in prange(num_workers):
+            first, last = rows * worker // num_workers, rows * (worker + 1) // num_workers
+            quantize_rows(first, last, x, gain, eps, codes, scales, sums)
 
 
 @njit(parallel=True, nogil=True, cache=True)

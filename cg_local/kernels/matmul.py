@@ -291,60 +291,7 @@ def make_bf16_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
 
 
 if INSTRUCTION_SET is not None:
-    _c4g32_one, _c4g32_block = (make_c4g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
-    _i8g64_one, _i8g64_block = (make_i8g64_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
     _bf16_one, _bf16_block = (make_bf16_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
-    """Multiply a c4g32 matrix by quantized activations.
-
-    Args:
-        codes, scales, super_scales, codebook: the parts of `packing.part_layout`; float16 as its uint16 bits.
-        x_codes, x_scales, x_sums: quantized activations as in the module's docstring.
-        out: float32 [blocks * T, tiles * 16], fully written.
-    """
-    groups, stride = scales.shape[1], out.shape[1]
-    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
-    for tile in prange(codes.shape[0]):
-        code = codes.ctypes.data + tile * groups * _C4_CODE_BYTES
-        scale = scales.ctypes.data + tile * groups * _C4_SCALE_BYTES
-        super_scale = super_scales.ctypes.data + tile * (groups // _SUBGROUPS) * _C4_SUPER_BYTES
-        for block in range(blocks):
-            first = block * groups * tokens
-            x, xs, xc = (
-                x_codes.ctypes.data + first * GROUP,
-                x_scales.ctypes.data + first * 4,
-                x_sums.ctypes.data + first * 4,
-            )
-            y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
-            if tokens == 1:
-                _c4g32_one(code, scale, super_scale, codebook.ctypes.data, x, xs, xc, y, groups, stride)
-            else:
-                _c4g32_block(code, scale, super_scale, codebook.ctypes.data, x, xs, xc, y, groups, stride)
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):
-    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul_c4g32`."""
-    stride = out.shape[1]
-    blocks, groups, tokens = x_codes.shape[:3]
-    for tile in prange(codes.shape[0]):
-        code = codes.ctypes.data + tile * groups * _I8_CODE_BYTES
-        scale = scales.ctypes.data + tile * scales.shape[1] * _I8_SCALE_BYTES
-        for block in range(blocks):
-            first = block * groups * tokens
-            x, xs, xc = (
-                x_codes.ctypes.data + first * GROUP,
-                x_scales.ctypes.data + first * 4,
-                x_sums.ctypes.data + first * 4,
-            )
-            y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
-            if tokens == 1:
-                _i8g64_one(code, scale, x, xs, xc, y, groups, stride)
-            else:
-                _i8g64_block(code, scale, x, xs, xc, y, groups, stride)
 
 
 @njit(parallel=True, nogil=True, cache=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from cg_local.kernels.instruction_set import InstructionSet
 from cg_local.kernels.llvm_vectors import I8, I64, splat_constant, vector
-from cg_local.kernels.matmul import BLOCK_TOKENS, INSTRUCTION_SET, TileBuilder
+from cg_local.kernels.matmul import TileBuilder
 from cg_local.packing import GROUP, INT6_OFFSET, SUPER_GROUP, TILE_ROWS
 
 # Bytes of one tile: 16 columns are two lines of nibbles and one line of upper bits.
@@ -105,36 +105,3 @@ def make_i6g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
         return types.void(*[types.intp] * 9), generate
 
     return tile
-
-
-if INSTRUCTION_SET is not None:
-    _one, _block = (make_i6g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def matmul_i6g32(codes, scales, super_scales, x_codes, x_scales, x_sums, out):
-    """Multiply an i6g32 matrix by quantized activations.
-
-    Args:
-        codes, scales, super_scales: the parts of `packing.part_layout`; float16 as its uint16 bits.
-        x_codes, x_scales, x_sums: quantized activations as in the docstring of `matmul.py`.
-        out: float32 [blocks * T, tiles * 16], fully written.
-    """
-    groups, stride = scales.shape[1], out.shape[1]
-    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
-    for tile in prange(codes.shape[0]):
-        code = codes.ctypes.data + tile * groups * _CODE_BYTES
-        scale = scales.ctypes.data + tile * groups * _SCALE_BYTES
-        super_scale = super_scales.ctypes.data + tile * (groups // _SUBGROUPS) * _SUPER_BYTES
-        for block in range(blocks):
-            first = block * groups * tokens
-            x, xs, xc = (
-                x_codes.ctypes.data + first * GROUP,
-                x_scales.ctypes.data + first * 4,
-                x_sums.ctypes.data + first * 4,
-            )
-            y = out.ctypes.data + (block * tokens * stride + tile * TILE_ROWS) * 4
-            if tokens == 1:
-                _one(code, scale, super_scale, x, xs, xc, y, groups, stride)
-            else:
-                _block(code, scale, super_scale, x, xs, xc, y, groups, stride)

@@ -1,0 +1,209 @@
+"""Products of several packed matrices with one input, in one parallel region: what a layer does between two barriers.
+
+This file owns how tiles are shared among threads and what becomes of their results: written, added to the residual
+stream, or gated and quantized as the input of the next product. The arithmetic of a tile stands in `matmul.py`. It
+does not know layers. Invariant: a tile's result does not depend on the thread that computes it, nor on their number.
+
+Threads take runs of tiles from a common counter instead of fixed halves, so that a thread which loses its core to
+another process for a while does not hold up the others: beside two busy processes on two cores, reading memory kept
+0.55 of its speed, with fixed halves 0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from cg_local.kernels import matmul, matmul_six_bits
+from cg_local.kernels.activations import gelu_tanh, quantize_group
+from cg_local.kernels.llvm_vectors import I64
+from cg_local.kernels.matmul import BLOCK_TOKENS, INSTRUCTION_SET
+from cg_local.packing import GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS, PackedMatrix, num_tiles
+
+# What becomes of a product: stored, added to what is there, or (first gate, then up) gated and quantized.
+STORE, ADD, GATE = 0, 1, 2
+# Columns of the table of jobs, one row a matrix; addresses are of the parts of `packing.part_layout`.
+FORMAT, CODES, SCALES, SUPER_SCALES, CODEBOOK, TILES, GROUPS, OUT, STRIDE, JOB_FIELDS = range(10)
+FORMAT_IDS = {"c4g32": 0, "i8g64": 1, "i6g32": 2}
+_C4, _I8, _I6 = 0, 1, 2
+_PART_FIELDS = {"codes": CODES, "scales": SCALES, "super_scales": SUPER_SCALES, "codebook": CODEBOOK}
+# Tiles whose results a worker holds at a time: two of the gate and two of the up projection, one group of columns.
+SCRATCH_TILES = 4
+# Runs of tiles per thread: fewer would leave threads waiting at the end, more would meet at the counter too often.
+_RUNS = 16
+_SUBGROUPS = SUPER_GROUP // GROUP
+
+
+def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
+    """Return the table that `run_products` reads, OUT and STRIDE left zero; the matrices must outlive it.
+
+    Args:
+        matrices: of the formats of FORMAT_IDS, with equal numbers of columns.
+    """
+    table = np.zeros((len(matrices), JOB_FIELDS), np.int64)
+    for row, matrix in zip(table, matrices, strict=True):
+        row[FORMAT] = FORMAT_IDS[matrix.format]
+        row[TILES], row[GROUPS] = num_tiles(matrix.shape[0]), matrix.shape[1] // GROUP
+        for part, field in _PART_FIELDS.items():
+            if part in matrix.parts:
+                row[field] = matrix.parts[part].ctypes.data
+    return table
+
+
+@intrinsic
+def take(typing_context, counter, count):
+    """Add `count` to the int64 at an address and return what was there before, as one operation for all threads."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        address, added = arguments
+        return builder.atomic_rmw("add", builder.inttoptr(address, I64.as_pointer()), added, "monotonic")
+
+    return types.intp(types.intp, types.intp), generate
+
+
+if INSTRUCTION_SET is not None:
+    _c4_one, _c4_block = (matmul.make_c4g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+    _i8_one, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+    _i6_one, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+
+
+@njit(nogil=True)
+def compute_tile(job, tile, x_codes, x_scales, x_sums, out, stride):
+    """Multiply one tile by all blocks of activations.
+
+    Args:
+        job: int64 [JOB_FIELDS], a row of the table; tile: which 16 rows of its matrix.
+        x_codes, x_scales, x_sums: as in the docstring of `matmul.py`.
+        out: address of the first token's 16 results; stride: floats from one token's to the next.
+    """
+    groups, format = job[GROUPS], job[FORMAT]
+    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
+    if format == _C4:
+        codes = job[CODES] + tile * groups * (TILE_ROWS * GROUP // 2)
+        scales = job[SCALES] + tile * groups * TILE_ROWS
+    elif format == _I8:
+        codes = job[CODES] + tile * groups * (TILE_ROWS * GROUP)
+        scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
+    else:
+        codes = job[CODES] + tile * groups * (TILE_ROWS * GROUP * 6 // 8)
+        scales = job[SCALES] + tile * groups * TILE_ROWS
+    super_scales, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
+    for block in range(blocks):
+        first = block * groups * tokens
+        x, xs, xc = (
+            x_codes.ctypes.data + first * GROUP,
+            x_scales.ctypes.data + first * 4,
+            x_sums.ctypes.data + first * 4,
+        )
+        y = out + block * tokens * stride * 4
+        if format == _C4:
+            if tokens == 1:
+                _c4_one(codes, scales, super_scales, book, x, xs, xc, y, groups, stride)
+            else:
+                _c4_block(codes, scales, super_scales, book, x, xs, xc, y, groups, stride)
+        elif format == _I8:
+            if tokens == 1:
+                _i8_one(codes, scales, x, xs, xc, y, groups, stride)
+            else:
+                _i8_block(codes, scales, x, xs, xc, y, groups, stride)
+        elif tokens == 1:
+            _i6_one(codes, scales, super_scales, x, xs, xc, y, groups, stride)
+        else:
+            _i6_block(codes, scales, super_scales, x, xs, xc, y, groups, stride)
+
+
+@njit(nogil=True)
+def add_tile(results, tile, num_tokens, total):
+    """Add a tile's results [tokens, 16] to its columns of total, the padding of a last tile left out."""
+    first = tile * TILE_ROWS
+    for token in range(num_tokens):
+        for row in range(min(TILE_ROWS, total.shape[1] - first)):
+            total[token, first + row] += results[token * TILE_ROWS + row]
+
+
+@njit(nogil=True)
+def gate_group(results, group, y_codes, y_scales, y_sums):
+    """Gate 32 rows by 32 others, quantize them and store them as one group of the next product's activations.
+
+    Args:
+        results: float32 [4, padded tokens, 16] flattened: two tiles of the gate projection, two of the up projection.
+        group: which 32 columns of the next product's input.
+        y_codes, y_scales, y_sums: as in the docstring of `matmul.py`.
+    """
+    blocks, tokens = y_codes.shape[0], y_codes.shape[2]
+    size = blocks * tokens * TILE_ROWS
+    values = np.empty(GROUP, np.float32)
+    for row in range(blocks * tokens):
+        for half in range(2):
+            at = half * size + row * TILE_ROWS
+            for lane in range(TILE_ROWS):
+                values[half * TILE_ROWS + lane] = gelu_tanh(results[at + lane]) * results[2 * size + at + lane]
+        quantize_group(values, 0, y_codes, y_scales, y_sums, row // tokens, group, row % tokens)
+
+
+@njit(nogil=True)
+def work(
+    jobs, x_codes, x_scales, x_sums, num_tokens, mode, total, y_codes, y_scales, y_sums, results, counter, units,
+    num_workers,
+):  # fmt: skip
+    """Compute units (a tile, or a group of gated columns) until the common counter has run out."""
+    parts = SCRATCH_TILES if mode == GATE else 1
+    size = x_codes.shape[0] * x_codes.shape[2] * TILE_ROWS
+    run = max(1, units // (_RUNS * num_workers))
+    while True:
+        start = take(counter, run)
+        if start >= units:
+            break
+        for unit in range(start, min(start + run, units)):
+            index, tile = 0, unit
+            if mode != GATE:
+                while tile >= jobs[index, TILES]:
+                    tile -= jobs[index, TILES]
+                    index += 1
+            for part in range(parts):
+                target, stride = results.ctypes.data + part * size * 4, TILE_ROWS
+                if mode == GATE:
+                    index, tile = part // 2, 2 * unit + part % 2
+                elif mode == STORE:
+                    target, stride = jobs[index, OUT] + tile * (4 * TILE_ROWS), jobs[index, STRIDE]
+                compute_tile(jobs[index], tile, x_codes, x_scales, x_sums, target, stride)
+            if mode == GATE:
+                gate_group(results, unit, y_codes, y_scales, y_sums)
+            elif mode == ADD:
+                add_tile(results, tile, num_tokens, total)
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def run_products(
+    jobs, x_codes, x_scales, x_sums, num_tokens, mode, total, y_codes, y_scales, y_sums, scratch, num_workers
+):  # fmt: skip
+    """Multiply quantized activations by every matrix of a table.
+
+    Args:
+        jobs: int64 [num_matrices, JOB_FIELDS]; all matrices have the same number of columns. GATE takes two, the gate
+            projection first, of the same number of rows, a multiple of 32. ADD takes one.
+        x_codes, x_scales, x_sums: the input, as in the docstring of `matmul.py`.
+        num_tokens: of the input, without those that fill up the last block.
+        mode: STORE (float32 at each job's OUT, padded tokens and rows included), ADD or GATE.
+        total: float32 [num_tokens, rows]; ADD adds to it.
+        y_codes, y_scales, y_sums: written by GATE, in the same blocks as the input.
+        scratch: float32 [at least num_workers, SCRATCH_TILES * padded tokens * 16].
+        num_workers: how many threads share the tiles; at most Numba's.
+    """
+    units = jobs[0, TILES] // 2
+    if mode != GATE:
+        units = np.int64(0)
+        for index in range(jobs.shape[0]):
+            units += jobs[index, TILES]
+    counter = np.zeros(1, np.int64)
+    for worker in prange(num_workers):
+        work(
+            jobs, x_codes, x_scales, x_sums, num_tokens, mode, total, y_codes, y_scales, y_sums,
+            scratch[worker], counter.ctypes.data, units, num_workers,
+        )  # fmt: skip
