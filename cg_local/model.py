@@ -25,8 +25,8 @@ from cg_local.model_folder import ModelFolder
 from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, num_tiles
 
 Floats = NDArray[np.float32]
-# Codes, scales and sums in the block layout of `kernels/matmul.py`.
-Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32]]
+# Codes, scales, sums and corrections in the block layout of `kernels/matmul.py`.
+Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]]
 
 # Up to this many new tokens of a sequence, attention spreads its context over the threads instead of its tokens.
 DECODE_TOKENS = 4
@@ -102,7 +102,7 @@ class Activations:
         return self.num_blocks * self.tokens_per_block
 
     def int8(self) -> Quantized:
-        """Return codes, scales and sums as `kernels.quantize_activations` writes them."""
+        """Return codes, scales, sums and corrections as `kernels.quantize_activations` writes them."""
         if self._int8 is None:
             gain, eps = self._norm or (_NO_GAIN, _NO_EPS)
             self._int8 = int8_blocks(self, self.columns, self._workspace, self._name)
@@ -131,17 +131,18 @@ class GatedActivations:
         self._int8 = int8_blocks(like, columns, workspace, name)
 
     def int8(self) -> Quantized:
-        """Return codes, scales and sums."""
+        """Return codes, scales, sums and corrections."""
         return self._int8
 
 
 def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> Quantized:
-    """Return uninitialized codes, scales and sums for `columns` columns, in the blocks of other activations."""
+    """Return uninitialized arrays for the quantized form of `columns` columns, in the blocks of other activations."""
     shape = like.num_blocks, columns // GROUP, like.tokens_per_block
     return (
         workspace.array(name + ".codes", (*shape, GROUP), np.int8),
         workspace.array(name + ".scales", shape),
         workspace.array(name + ".sums", shape, np.int32),
+        workspace.array(name + ".corrections", (*shape, GROUP // 8), np.int32),
     )
 
 
@@ -185,7 +186,8 @@ class Projections:
             self._run(x, kernels.STORE, workspace)
         else:
             for matrix, parts, out in zip(self._matrices, self._parts, outs, strict=True):
-                inputs = (x.blocked(),) if matrix.format == "bf16" else x.int8()  # type: ignore[union-attr]
+                is_float = isinstance(x, Activations) and matrix.format == "bf16"
+                inputs = (x.blocked(),) if is_float else x.int8()[:3]  # type: ignore[union-attr]
                 kernels.MATMUL[matrix.format](*parts, *inputs, out)
         return [out[: x.num_tokens, : matrix.shape[0]] for out, matrix in zip(outs, self._matrices, strict=True)]
 
@@ -216,7 +218,7 @@ class Projections:
     ) -> None:
         int8 = x.int8()
         workers = num_workers(self._num_bytes * len(int8[0]))
-        scratch = workspace.array("scratch", (workers, kernels.SCRATCH_TILES * x.padded_tokens * TILE_ROWS))
+        scratch = workspace.array("scratch", (workers, kernels.scratch_floats(x.padded_tokens)))
         y = int8 if gated is None else gated.int8()
         kernels.run_products(self._jobs, *int8, x.num_tokens, mode, total, *y, scratch, workers)
 

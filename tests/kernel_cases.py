@@ -28,8 +28,8 @@ from cg_local.packing import (
 
 FORMATS = ("c4g32", "i6g32", "i8g64", "bf16")
 NUM_CODE_BITS = {"c4g32": 4, "i6g32": 6}
-# Codes, scales and sums in the kernels' layout.
-Blocks = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]
+# Codes, scales, sums and corrections in the kernels' layout.
+Blocks = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]
 EPS = 2.0**-24  # half a unit in the last place of float32 just below 1: the largest relative error of one rounding
 CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63])
 
@@ -49,12 +49,19 @@ class Codes:
         return self.codes.astype(np.float64) * np.repeat(self.scales.astype(np.float64), GROUP, axis=1)
 
     def in_blocks(self, tokens: int) -> Blocks:
-        """Return codes, scales and sums in the kernels' layout, blocks of `tokens` filled up with zeros."""
+        """Return codes, scales, sums and corrections as the kernels take them, blocks of `tokens` filled with zeros."""
         missing = -self.num_tokens % tokens
         codes = np.pad(self.codes, ((0, missing), (0, 0))).reshape(-1, tokens, self.codes.shape[1] // GROUP, GROUP)
         scales = np.pad(self.scales, ((0, missing), (0, 0))).reshape(-1, tokens, self.scales.shape[1])
         codes = np.ascontiguousarray(codes.swapaxes(1, 2))
-        return codes, np.ascontiguousarray(scales.swapaxes(1, 2)), codes.sum(axis=3, dtype=np.int32)
+        sums = codes.sum(axis=3, dtype=np.int32)
+        return codes, np.ascontiguousarray(scales.swapaxes(1, 2)), sums, corrections(codes)
+
+
+def corrections(codes: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return -64 times the sums of the columns 0, 1, 4, 5 and 2, 3, 6, 7 of each 8, as pairs of int16."""
+    pairs = codes.reshape(*codes.shape[:3], GROUP // 8, 2, 2, 2).astype(np.int64).sum(axis=(4, 6))
+    return np.ascontiguousarray((-64 * pairs).astype(np.int16)).view(np.int32)[..., 0]
 
 
 def random_codes(random: np.random.Generator, num_tokens: int, columns: int, *, is_exact: bool = False) -> Codes:
@@ -145,7 +152,7 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
         blocks = np.ascontiguousarray(rows.reshape(num_blocks, tokens, -1).swapaxes(1, 2))
         run(*weight_arguments(matrix), blocks, out)
     else:
-        run(*weight_arguments(matrix), *x.in_blocks(tokens), out)
+        run(*weight_arguments(matrix), *x.in_blocks(tokens)[:3], out)
     return out[: x.num_tokens]
 
 
@@ -164,9 +171,7 @@ def run_products(
     for job, out in zip(jobs, outs, strict=False):
         job[kernels.OUT], job[kernels.STRIDE] = out.ctypes.data, out.shape[1]
     mode = kernels.STORE if outs else kernels.ADD if total is not None else kernels.GATE
-    scratch = np.full(
-        (num_workers, kernels.SCRATCH_TILES * x[0].shape[0] * x[0].shape[2] * TILE_ROWS), np.nan, np.float32
-    )
+    scratch = np.full((num_workers, kernels.scratch_floats(x[0].shape[0] * x[0].shape[2])), np.nan, np.float32)
     total = np.zeros((0, 0), np.float32) if total is None else total
     kernels.run_products(jobs, *x, num_tokens, mode, total, *(gated or x), scratch, num_workers)
 

@@ -105,7 +105,8 @@ def array(element, dimensions, mutable=False):
     return t.Array(element, dimensions, "C", readonly=not mutable)
 
 print(kernels.instruction_set_name())
-x = array(t.int8, 4, True), array(t.float32, 3, True), array(t.int32, 3, True)
+sums, corrections = array(t.int32, 3, True), array(t.int32, 4, True)
+x = array(t.int8, 4, True), array(t.float32, 3, True), sums, corrections
 floats = array(t.float32, 2, True)
 kernels.run_products.compile((array(t.int64, 2, True), *x, t.int64, t.int64, floats, *x, floats, t.int64))
 print(len(re.findall(r"vpdpbusd", "".join(kernels.run_products.inspect_asm().values()))))

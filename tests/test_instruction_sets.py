@@ -116,6 +116,8 @@ def test_tile_compiles_to_the_instructions_of_its_processor(
 
     text = assembly(program, instruction_set, target)
 
+    if format == "c4g32" and instruction_set.folds_scales:
+        dots_a_group //= 2  # a loop over two of a group's four lines
     if format != "bf16":
         assert len(re.findall(dot, text)) >= dots_a_group * num_tokens
     assert bool(re.search(lookup, text)) == (format == "c4g32")

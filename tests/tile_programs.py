@@ -19,23 +19,50 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from kernel_cases import corrections
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from cg_local.kernels import matmul, matmul_six_bits
+from cg_local.kernels import matmul, matmul_four_bits, matmul_six_bits
 from cg_local.kernels.instruction_set import InstructionSet
 from cg_local.kernels.instruction_set_arm import NeonDotprod
 from cg_local.kernels.instruction_set_x86 import Avx512Vnni, AvxVnni
 from cg_local.kernels.llvm_vectors import I8, I32, I64, splat, splat_constant, vector
 from cg_local.packing import GROUP, TILE_ROWS, part_layout
 
+# Groups of 32 columns that fit into the panel of a test program.
+PANEL_GROUPS = 32
+
+
+def emit_through_panel(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+    """Emit a c4g32 tile as many tokens take it: unpacked into a panel, multiplied from there in two halves."""
+    codes, scales, super_scales, codebook, *x, out, groups, stride = arguments
+    b, half = builder, builder.udiv(groups, ir.Constant(I64, 2))
+    memory = b.alloca(I8, size=PANEL_GROUPS * TILE_ROWS * GROUP)
+    memory.align = 64
+    panel = b.ptrtoint(memory, I64)
+
+    def after(address: ir.Value, bytes_per_group: int) -> ir.Value:
+        return b.add(address, b.mul(half, ir.Constant(I64, bytes_per_group)))
+
+    matmul_four_bits.emit_c4g32_unpack(b, isa, [codes, codebook, panel, groups])
+    first, second = ir.Constant(I64, 1), ir.Constant(I64, 0)
+    tile = [panel, scales, super_scales, first, *x, out, half, stride]
+    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, tile)
+    x_bytes = [GROUP * num_tokens, 4 * num_tokens, 4 * num_tokens, GROUP // 2 * num_tokens]
+    rest = [after(address, size) for address, size in zip(x, x_bytes, strict=True)]
+    weights = after(panel, TILE_ROWS * GROUP), after(scales, TILE_ROWS), after(super_scales, 2 * TILE_ROWS // 8)
+    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, [*weights, second, *rest, out, half, stride])
+
+
 EMIT: dict[str, Callable[..., None]] = {
-    "c4g32": matmul.emit_c4g32_tile,
+    "c4g32": matmul_four_bits.emit_c4g32_tile,
+    "c4g32-panel": emit_through_panel,
     "i6g32": matmul_six_bits.emit_i6g32_tile,
     "i8g64": matmul.emit_i8g64_tile,
     "bf16": matmul.emit_bf16_tile,
 }
-NUM_WEIGHT_PARTS = {"c4g32": 4, "i6g32": 3, "i8g64": 2, "bf16": 1}
+NUM_WEIGHT_PARTS = {"c4g32": 4, "c4g32-panel": 4, "i6g32": 3, "i8g64": 2, "bf16": 1}
 Bytes = NDArray[np.uint8]
 
 
@@ -149,6 +176,7 @@ def part_sizes(format: str, num_tokens: int, columns: int) -> tuple[int, ...]:
     weights = (dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout)
     groups = num_tokens * columns // GROUP
     x = (4 * columns * num_tokens,) if format == "bf16" else (GROUP * groups, 4 * groups, 4 * groups)
+    x = (*x, GROUP // 2 * groups) if format == "c4g32" else x
     return *weights, *x, 4 * TILE_ROWS * num_tokens
 
 
@@ -267,6 +295,10 @@ class TileProducts:
         weights, x, out = arguments[: NUM_WEIGHT_PARTS[format]], arguments[NUM_WEIGHT_PARTS[format] : -1], arguments[-1]
         num_blocks, steps = x[0].shape[:2]
         num_tokens = x[-1].shape[2]
+        if format == "c4g32":
+            x = *x, corrections(x[0])
+            # Many tokens go through a panel.
+            format = format if num_tokens == 1 else "c4g32-panel"
         for tile in range(len(weights[0])):
             parts = [part if part.ndim == 2 else part[tile] for part in weights]
             for block in range(num_blocks):

@@ -24,7 +24,7 @@ with cache_folder.caching_for(Path(__file__).parent):
     from cg_local.kernels import matmul, portable, products, quick_load
     from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
     from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages
-    from cg_local.kernels.products import ADD, GATE, OUT, SCRATCH_TILES, STORE, STRIDE, run_products, table_of_jobs
+    from cg_local.kernels.products import ADD, GATE, OUT, STORE, STRIDE, run_products, scratch_floats, table_of_jobs
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 # Formats whose products run together in `run_products`, and a function for each format alone.
@@ -56,7 +56,6 @@ __all__ = [
     "GATE",
     "MATMUL",
     "OUT",
-    "SCRATCH_TILES",
     "STORE",
     "STRIDE",
     "attend_decode",
@@ -68,6 +67,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "run_products",
+    "scratch_floats",
     "table_of_jobs",
     "write_pages",
 ]

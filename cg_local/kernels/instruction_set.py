@@ -25,11 +25,14 @@ class InstructionSet(Protocol):
         name: what `cg-local info` and results call it.
         register_rows: int32 lanes of a register; a divisor of `packing.TILE_ROWS`.
         signed_offset: what `signed_weights` adds to each weight; the caller repays it through the codes' sums.
+        folds_scales: whether `pair` and `dot_corrected` exist: dot products through 16-bit pairs, which a group's
+            sub-scale is multiplied into on the way.
     """
 
     name: str
     register_rows: int
     signed_offset: int
+    folds_scales: bool
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """Add to each lane the sum of its four products unsigned byte (0..127) * signed byte (-127..127)."""

@@ -32,6 +32,7 @@ class NeonDotprod:
     name = "neon-dotprod"
     register_rows = 4
     signed_offset = 0
+    folds_scales = False
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """One sdot."""

@@ -23,6 +23,7 @@ class Avx2:
     name = "avx2"
     register_rows = 8
     signed_offset = 0
+    folds_scales = True
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """Sum pairs of products in 16 bits, pairs of pairs in 32."""
@@ -59,6 +60,31 @@ class Avx2:
         moved = call(builder, "llvm.x86.avx2.psign.b", bytes_type, builder.bitcast(codes, bytes_type), as_bytes)
         return self.dot(builder, total, magnitudes, moved)
 
+    def pair(self, builder: ir.IRBuilder, scales: ir.Value) -> ir.Value:
+        """Return each int32 lane's value -127..127 twice, as int16: the operand of `dot_corrected`."""
+        low = builder.and_(scales, splat_constant(scales.type, 0xFFFF))
+        return builder.bitcast(builder.or_(low, builder.shl(scales, splat_constant(scales.type, 16))), vector(I16, 16))
+
+    def dot_corrected(
+        self,
+        builder: ir.IRBuilder,
+        total: ir.Value,
+        unsigned: tuple[ir.Value, ir.Value],
+        signed: tuple[ir.Value, ir.Value],
+        correction: ir.Value,
+        scales: ir.Value,
+    ) -> ir.Value:
+        """Add scale * (two dot products of unsigned bytes 1..127, their offset of 64 taken away).
+
+        Args:
+            builder, total, unsigned, signed: as in `dot_two`.
+            correction: int16 pairs, -64 times the sum of the codes that meet in each 16-bit lane, modulo 2**16.
+            scales: of `pair`.
+        """
+        first, second = (self._pairs(builder, *operands) for operands in zip(unsigned, signed, strict=True))
+        corrected = builder.add(builder.add(first, builder.bitcast(correction, vector(I16, 16))), second)
+        return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), corrected, scales))
+
     @staticmethod
     def _pairs(builder: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         bytes_type = vector(I8, 32)
@@ -80,6 +106,7 @@ class AvxVnni:
     name = "avxvnni"
     register_rows = 8
     signed_offset = 128
+    folds_scales = False
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """One vpdpbusd."""
