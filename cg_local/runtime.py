@@ -232,6 +232,7 @@ def load(
     scheme: str | None = None,
     max_context: int | None = None,
     num_threads: int | None = None,
+    activations: str = "int8",
     on_notice: Notice | None = None,
     on_progress: Progress | None = None,
 ) -> LocalModel:
@@ -246,13 +247,15 @@ def load(
             another one is refused.
         max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
         num_threads: threads of the kernels; default one for each processor that this process may use.
+        activations: how the inputs of products with 8-bit weights are rounded, "int8" or the finer "int16".
         on_notice: called with each one-line thing that a user should be told.
         on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
 
     Raises:
         ModelFolderError: no such model, or its folder is damaged.
         TokenizerError: tokenizer.model is unusable.
-        ConfigError: another scheme than the folder's, a context below 1, or more threads than there are.
+        ConfigError: another scheme than the folder's, a context below 1, more threads than there are, or unknown
+            activations.
         CapacityError: the memory that is free does not hold the model.
         QuantizeError: the cache cannot be written.
     """
@@ -269,7 +272,7 @@ def load(
     )
     weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
     check_memory(found.name, memory_need(weight_bytes, folder.scheme, folder.config, config), available_bytes())
-    engine = Engine(Model(folder), config, vocab_size=tokenizer.vocab_size)
+    engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model

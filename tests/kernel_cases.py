@@ -36,9 +36,12 @@ CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41,
 
 @dataclass(frozen=True)
 class Codes:
-    """Quantized activations by row: codes int8 [num_tokens, columns], scales float32 [num_tokens, columns / 32]."""
+    """Quantized activations by row; the codes' type chooses the product.
 
-    codes: NDArray[np.int8]
+    codes int8 or int16 [num_tokens, columns], scales float32 [num_tokens, columns / 32].
+    """
+
+    codes: NDArray[np.int8] | NDArray[np.int16]
     scales: NDArray[np.float32]
 
     @property
@@ -53,20 +56,28 @@ class Codes:
         missing = -self.num_tokens % tokens
         codes = np.pad(self.codes, ((0, missing), (0, 0))).reshape(-1, tokens, self.codes.shape[1] // GROUP, GROUP)
         scales = np.pad(self.scales, ((0, missing), (0, 0))).reshape(-1, tokens, self.scales.shape[1])
-        codes = np.ascontiguousarray(codes.swapaxes(1, 2))
-        sums = codes.sum(axis=3, dtype=np.int32)
-        return codes, np.ascontiguousarray(scales.swapaxes(1, 2)), sums, corrections(codes)
+        codes, scales = np.ascontiguousarray(codes.swapaxes(1, 2)), np.ascontiguousarray(scales.swapaxes(1, 2))
+        return codes, scales, codes.sum(axis=3, dtype=np.int32), corrections(codes)
+
+    def in_int16_blocks(self, tokens: int) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+        """Return int16 codes and scales in the kernels' layout: columns 4k..4k+3 in the order 0, 2, 1, 3."""
+        codes, scales, *_ = self.in_blocks(tokens)
+        quads = codes.reshape(*codes.shape[:3], GROUP // 4, 4)[..., [0, 2, 1, 3]]
+        return np.ascontiguousarray(quads).reshape(codes.shape).astype(np.int16), scales
 
 
-def corrections(codes: NDArray[np.int8]) -> NDArray[np.int32]:
+def corrections(codes: NDArray[np.signedinteger]) -> NDArray[np.int32]:
     """Return -64 times the sums of the columns 0, 1, 4, 5 and 2, 3, 6, 7 of each 8, as pairs of int16."""
     pairs = codes.reshape(*codes.shape[:3], GROUP // 8, 2, 2, 2).astype(np.int64).sum(axis=(4, 6))
     return np.ascontiguousarray((-64 * pairs).astype(np.int16)).view(np.int32)[..., 0]
 
 
-def random_codes(random: np.random.Generator, num_tokens: int, columns: int, *, is_exact: bool = False) -> Codes:
-    """Draw activations; is_exact: scales are 1, so that short float sums are exact."""
-    codes = random.integers(-127, 128, (num_tokens, columns)).astype(np.int8)
+def random_codes(
+    random: np.random.Generator, num_tokens: int, columns: int, *, is_exact: bool = False, is_int16: bool = False
+) -> Codes:
+    """Draw activations; is_exact: scales are 1 and codes small enough that short float sums are exact."""
+    limit = 127 if not is_int16 else 254 if is_exact else 32639
+    codes = random.integers(-limit, limit + 1, (num_tokens, columns)).astype(np.int16 if is_int16 else np.int8)
     shape = num_tokens, columns // GROUP
     return Codes(codes, np.ones(shape, np.float32) if is_exact else random.uniform(0, 3, shape).astype(np.float32))
 
@@ -143,6 +154,9 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
     """Run a product of a module of kernels over blocks of `tokens`; float32 [num_tokens, padded rows]."""
     num_blocks = -(-x.num_tokens // tokens)
     out = np.full((num_blocks * tokens, num_tiles(matrix.shape[0]) * TILE_ROWS), np.nan, np.float32)
+    if x.codes.dtype == np.int16:
+        products.matmul_i8g64_int16(*weight_arguments(matrix), *x.in_int16_blocks(tokens), out)  # type: ignore[attr-defined]
+        return out[: x.num_tokens]
     if products is kernels and matrix.format in kernels.FUSED_FORMATS:
         run_products([matrix], x.in_blocks(tokens), x.num_tokens, outs=[out])
         return out[: x.num_tokens]

@@ -55,6 +55,21 @@ class InstructionSet(Protocol):
     def signed_dot(self, builder: ir.IRBuilder, total: ir.Value, weights: Any, codes: ir.Value) -> ir.Value:
         """Add the products (weight + signed_offset) * code of prepared weights."""
 
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Prepare int8 weights -127..127 for `word_dot`, once for all tokens."""
+
+    def word_zero(self) -> Any:
+        """Return an empty total of `word_dot`."""
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Add four products weight * 16-bit code to each lane of a total.
+
+        codes: in each lane two codes, of the columns of bytes 0 and 2 of a lane of weights, and of bytes 1 and 3.
+        """
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """Return the int32 lanes of a total."""
+
 
 def compiled_features() -> set[str]:
     """Return the processor features that Numba compiles for.

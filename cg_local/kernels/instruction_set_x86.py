@@ -13,6 +13,12 @@ from llvmlite import ir
 from cg_local.kernels.llvm_vectors import I8, I16, I32, call, splat_constant, vector
 
 
+def even_and_odd_words(builder: ir.IRBuilder, weights: ir.Value, words: ir.VectorType) -> tuple[ir.Value, ir.Value]:
+    """Sign-extend the bytes 0 and 2, and the bytes 1 and 3, of each int32 lane to 16 bits."""
+    eight, pairs = splat_constant(words, 8), builder.bitcast(weights, words)
+    return builder.ashr(builder.shl(pairs, eight), eight), builder.ashr(pairs, eight)
+
+
 class Avx2:
     """AVX2: 256-bit registers; products through 16-bit pairs (pmaddubsw, pmaddwd).
 
@@ -85,6 +91,25 @@ class Avx2:
         corrected = builder.add(builder.add(first, builder.bitcast(correction, vector(I16, 16))), second)
         return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), corrected, scales))
 
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Widen even and odd bytes to 16 bits."""
+        return even_and_odd_words(builder, weights, vector(I16, 16))
+
+    def word_zero(self) -> Any:
+        """One register."""
+        return splat_constant(vector(I32, 8), 0)
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Two pmaddwd: as many instructions as `signed_dot` has, for twice the bits."""
+        for words, pair in zip(weights, codes, strict=True):
+            products = builder.bitcast(pair, vector(I16, 16))
+            total = builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), words, products))
+        return total
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """The register itself."""
+        return total
+
     @staticmethod
     def _pairs(builder: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         bytes_type = vector(I8, 32)
@@ -135,6 +160,28 @@ class AvxVnni:
         """Add (weight + signed_offset) * code products."""
         return self.dot(builder, total, weights, codes)
 
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Widen even and odd bytes to 16 bits."""
+        return even_and_odd_words(builder, weights, vector(I16, 2 * self.register_rows))
+
+    def word_zero(self) -> Any:
+        """One register."""
+        return splat_constant(vector(I32, self.register_rows), 0)
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Two vpdpwssd."""
+        for words, pair in zip(weights, codes, strict=True):
+            total = self.word_pairs(builder, total, builder.bitcast(words, pair.type), pair)
+        return total
+
+    def word_pairs(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value, pair: ir.Value) -> ir.Value:
+        """One vpdpwssd."""
+        return call(builder, "llvm.x86.avx512.vpdpwssd.256", total.type, total, words, pair)
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """The register itself."""
+        return total
+
 
 class Avx512Vnni(AvxVnni):
     """AVX-512 with VNNI: the same in 512-bit registers."""
@@ -151,3 +198,7 @@ class Avx512Vnni(AvxVnni):
         bytes_type = vector(I8, 64)
         operands = builder.bitcast(table, bytes_type), builder.bitcast(codes, bytes_type)
         return builder.bitcast(call(builder, "llvm.x86.avx512.pshuf.b.512", bytes_type, *operands), codes.type)
+
+    def word_pairs(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value, pair: ir.Value) -> ir.Value:
+        """One vpdpwssd."""
+        return call(builder, "llvm.x86.avx512.vpdpwssd.512", total.type, total, words, pair)
