@@ -26,7 +26,7 @@ from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, nu
 Floats = NDArray[np.float32]
 
 # Up to this many new tokens of a sequence, attention spreads its context over the threads instead of its tokens.
-DECODE_TOKENS = 4
+DECODE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,7 @@ class Model:
         kernels.rope(q, *rotation)
         kernels.rope(k, *rotation)
         keys, values = cache.keys[index], cache.values[index]
-        kernels.write_pages(k, keys, slots)
-        kernels.write_pages(v, values, slots)
+        kernels.write_pages(k, v, keys, values, slots)
         out = self._workspace.array("attention", (num_tokens, self.config.num_heads * head_dim))
         scale = np.float32(1 / math.sqrt(head_dim))
         for span in spans:

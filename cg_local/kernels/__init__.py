@@ -21,14 +21,15 @@ numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 with cache_folder.caching_for(Path(__file__).parent):
     from cg_local.kernels import matmul, portable, quick_load
     from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
-    from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages
+    from cg_local.kernels.attention import attend, attend_decode, attend_prefill
+    from cg_local.kernels.pages import write_pages
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 _products = portable if matmul.INSTRUCTION_SET is None else matmul
 matmul_bf16, matmul_c4g32, matmul_i8g64 = _products.matmul_bf16, _products.matmul_c4g32, _products.matmul_i8g64
 
 _kernels = (
-    attend_decode, attend_prefill, block_activations, geglu, matmul_bf16, matmul_c4g32, matmul_i8g64,
+    attend, block_activations, geglu, matmul_bf16, matmul_c4g32, matmul_i8g64,
     quantize_activations, rms_norm, rope, write_pages,
 )  # fmt: skip
 for _kernel in _kernels:
