@@ -37,7 +37,7 @@ from cg_local.tokenizer import Tokenizer
 Floats = NDArray[np.float32]
 
 SCHEMES = ("bf16", "q8", "q4")
-KV_DTYPES = ("float32", "float16")
+KV_DTYPES = ("float32", "float16", "int8")
 FIRST_RANDOM_ID = 512  # behind control ids, white space and bytes in CodeGemma's layout
 
 
@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", default="nano", help="published weights, or a carried model's name (default: nano)")
     add("--schemes", type=_names(SCHEMES), default=SCHEMES, help="default: bf16,q8,q4")
-    add("--kv-dtypes", type=_names(KV_DTYPES), default=KV_DTYPES, help="default: float32,float16")
+    add("--kv-dtypes", type=_names(KV_DTYPES), default=KV_DTYPES, help="default: all three")
     add("--activations", type=_names(ACTIVATIONS), default=("int8",), help="beside 8-bit weights (default: int8)")
     add("--weights-alone", action="store_true", help="also run the reference over each scheme's weights; slow")
     add("--tokens", type=int, default=512, help="positions to compare (default: 512)")

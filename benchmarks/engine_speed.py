@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefill", type=_numbers, default=PREFILL_TOKENS, help="prompt lengths (default: 128,512,2048)")
     add("--depths", type=_numbers, default=DEPTHS, help="context before decoding (default: 0,512,2048)")
     add("--new-tokens", type=int, default=32, help="tokens of a decode round (default: 32)")
-    add("--kv-dtype", choices=("float16", "float32"), default="float16", help="of K and V (default: float16)")
+    add("--kv-dtype", choices=("float16", "float32", "int8"), default="float16", help="of K and V (default: float16)")
     add("--seed", type=int, default=0, help="of the random prompts (default: 0)")
     return parser
 

@@ -86,7 +86,7 @@ def check_memory(name: str, need: MemoryNeed, available: int | None) -> None:
     raise CapacityError(
         f"{name}: needs {readable_size(need.total)} of memory (weights {readable_size(need.weights)}, K/V "
         f"{readable_size(need.kv_cache)}, scratch {readable_size(need.scratch)}), {readable_size(available)} are free; "
-        "use a smaller context or a smaller scheme, or close other programs"
+        "use a smaller context, K and V in int8 (--kv-dtype int8), or a smaller scheme, or close other programs"
     )
 
 

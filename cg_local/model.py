@@ -31,7 +31,7 @@ Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]
 # How the inputs of products with 8-bit weights are rounded; 4- and 6-bit weights always take int8.
 ACTIVATIONS = ("int8", "int16")
 # Up to this many new tokens of a sequence, attention spreads its context over the threads instead of its tokens.
-DECODE_TOKENS = 4
+DECODE_TOKENS = 16
 # Below this cost (bytes of weights times blocks of tokens) a second thread takes longer to wake than it saves.
 MIN_SHARED_COST = 1 << 17
 # Quantizing an activation takes as long as reading this many bytes of weights.
@@ -375,8 +375,7 @@ class Model:
         kernels.rope(q, *rotation)
         kernels.rope(k, *rotation)
         keys, values = cache.keys[index], cache.values[index]
-        kernels.write_pages(k, keys, slots)
-        kernels.write_pages(v, values, slots)
+        kernels.write_pages(k, v, keys, values, slots)
         out = self._workspace.array("attention", (num_tokens, self.config.num_heads * head_dim))
         scale = np.float32(1 / math.sqrt(head_dim))
         for span in spans:

@@ -28,6 +28,7 @@ def complete(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     threads: options.Threads = None,
+    kv_dtype: options.OptionalKvDtype = None,
     json: options.Json = False,
 ) -> None:
     """Continue a text, without a prompt format; what is written after it goes to stdout.
@@ -39,7 +40,7 @@ def complete(
     """
     source = read_text(file)
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
-    loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
+    loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype)
     stream = loaded.complete(source.text, params=params, stream=True)
     result = follow(stream, AnswerWriter(source.newline, is_silent=json))
     if json:

@@ -39,6 +39,7 @@ def fill(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     threads: options.Threads = None,
+    kv_dtype: options.OptionalKvDtype = None,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
@@ -57,7 +58,7 @@ def fill(
     source = read_text(place.file)
     gap = locate(source, place)
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
-    loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
+    loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype)
     stream = loaded.infill(
         gap.prefix,
         gap.suffix,

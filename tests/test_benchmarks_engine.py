@@ -60,7 +60,7 @@ def test_parity_run_on_a_toy_model(toy_checkpoint: Callable[[str], Path], capsys
     assert engine_parity.main([*arguments, "--weights-alone"]) == 0
     rows = json.loads(capsys.readouterr().out)["parity"]
 
-    ways = ("reference", "engine, float32", "engine, float16")
+    ways = ("reference", "engine, float32", "engine, float16", "engine, int8")
     assert [(row["scheme"], row["computed_by"]) for row in rows] == [(s, way) for s in ("bf16", "q4") for way in ways]
     assert rows[0]["num_tokens"] == 64
     assert rows[0]["kl_max"] < 1e-9
