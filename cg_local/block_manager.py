@@ -144,12 +144,6 @@ class BlockManager:
             self._drop(page_id)
         block_table.clear()
 
-    def forget(self) -> None:
-        """Make no page findable any more; block tables keep their pages."""
-        for page_id in self._by_key.values():
-            self._pages[page_id].key = None
-        self._by_key.clear()
-
     def _require(self, missing: int, need: str) -> None:
         if missing > len(self._free):
             raise CapacityError(

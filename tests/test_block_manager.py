@@ -234,18 +234,6 @@ def test_last_page_of_a_released_sequence_is_taken_first() -> None:
     assert table == [pages[2]]
 
 
-def test_forgotten_pages_are_not_found_but_still_held() -> None:
-    manager = BlockManager(8, 4)
-    table = filled(manager, list(range(8)))
-
-    manager.forget()
-
-    assert manager.match_prefix(list(range(9))) == []
-    assert manager.num_free_pages == 6
-    manager.release(table)
-    assert manager.num_free_pages == 8
-
-
 @dataclass(eq=False)
 class Text:
     """A sequence of the model: its tokens, of which the first num_computed stand in its pages."""
@@ -316,10 +304,6 @@ class Histories(RuleBasedStateMachine):
         text = data.draw(st.sampled_from(self.texts))
         self.texts.remove(text)
         self.manager.release(text.table)
-
-    @rule()
-    def forget(self) -> None:
-        self.manager.forget()
 
     @invariant()
     def no_page_leaks_and_none_is_used_twice(self) -> None:
