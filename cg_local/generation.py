@@ -11,8 +11,10 @@ from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 
 from cg_local.config import SamplingParams
-from cg_local.engine import Engine, Sequence
+from cg_local.engine import Engine
 from cg_local.errors import CapacityError
+from cg_local.sequence import Sequence
+from cg_local.speculation import SpeculationCounts
 from cg_local.tokenizer import Tokenizer
 
 
@@ -42,6 +44,7 @@ class GenerationStats:
         stop_reason: "stop_id", "max_tokens", "context_full" or "interrupted".
         stop_id: the token that ended the answer, if one did.
         logprobs: of each chosen token, a stop token's included.
+        speculation: guessed tokens that were computed, and those of them that were right.
     """
 
     prompt_tokens: int
@@ -52,6 +55,7 @@ class GenerationStats:
     stop_reason: str | None = None
     stop_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
+    speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
 
     @property
     def mean_logprob(self) -> float | None:
@@ -86,7 +90,8 @@ class TextStream:
         self._first_token_at: float | None = None
         self._started_at = time.perf_counter()
         self._pieces = self._generate()
-        self.stats = GenerationStats(sequence.num_prompt_tokens, sequence.num_cached)
+        # The counts are the sequence's own, so they are up to date without being copied.
+        self.stats = GenerationStats(sequence.num_prompt_tokens, sequence.num_cached, speculation=sequence.speculation)
 
     @property
     def text(self) -> str:
@@ -109,7 +114,7 @@ class TextStream:
     def _generate(self) -> Generator[TextPiece, None, None]:
         try:
             while self.stats.stop_reason is None and not (self._sequence.is_finished and self._has_taken_all()):
-                # The steps that another stream asked for compute tokens of this one, too.
+                # A step may have computed several, and the steps that another stream asked for tokens of this one.
                 if self._has_taken_all():
                     self._engine.step()
                 else:

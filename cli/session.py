@@ -63,7 +63,9 @@ def sampling(
     )
 
 
-def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: int | None) -> LocalModel:
+def load_model(
+    name: str, scheme: Scheme | None, max_context: int, num_threads: int | None, speculation: bool
+) -> LocalModel:
     """Load a model as `cg_local.load` does.
 
     Args:
@@ -71,6 +73,7 @@ def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: 
         scheme: how to quantize an embedded model.
         max_context: tokens of prompt and answer together.
         num_threads: threads of the kernels; None: one for each processor.
+        speculation: compute guessed tokens where that saves time.
     """
     status = Status()
     _leave_scipy_out()
@@ -82,6 +85,7 @@ def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: 
             scheme=scheme.value if scheme else None,
             max_context=max_context,
             num_threads=num_threads,
+            speculation=speculation,
             on_notice=notice,
             on_progress=status.progress(name),
         )
