@@ -29,8 +29,10 @@ MAX_PLACES = 64
 FIRST_TRUST = (0.0, 0.0, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.8, 0.85, 0.85, 0.9, 0.9, 0.9, 0.9, 0.95)
 # Weight of the newest guess in that share.
 TRUST_STEP = 1 / 12
-# What a further token adds to the time of a step, as a share of it, before a step with so many has been timed.
-ASSUMED_GROWTH = 0.04
+# What a further token of each sequence adds to the time of a step, as a share of it, while nothing is known of it.
+ASSUMED_GROWTH = 0.1
+# The first steps with a draft have at most so many tokens a sequence: a block of the matrix products.
+FIRST_TOKENS = 4
 # Times of steps with as many tokens that are remembered, and steps after which they are held to be out of date.
 NUM_TIMES, MAX_AGE_STEPS = 5, 128
 
@@ -136,42 +138,56 @@ class PromptLookup:
 class StepCosts:
     """What a step takes by the number of its tokens, as measured in this process.
 
-    The median of the last times is taken, so that a step beside a busy neighbour changes nothing; the first time of
-    each number is left out, because it may hold a compilation.
+    The median of the last times is taken, so that a step beside a busy neighbour changes little; the first step of all
+    is left out, because it may load or compile kernels.
     """
 
     def __init__(self) -> None:
         """Start with nothing measured."""
         self._times: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
         self._seen_at: dict[int, int] = {}
         self._num_steps = 0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Remember the time of a step that decoded."""
         self._num_steps += 1
-        self._seen_at[num_tokens] = self._num_steps
-        if num_tokens in self._times:
-            self._times[num_tokens].append(seconds)
-        else:
-            self._times[num_tokens] = deque(maxlen=NUM_TIMES)
+        if self._num_steps > 1:
+            self._seen_at[num_tokens] = self._num_steps
+            times = self._times.setdefault(num_tokens, deque(maxlen=NUM_TIMES))
+            times.append(seconds)
+            self._medians[num_tokens] = median_low(times)
 
     def is_known(self, num_tokens: int) -> bool:
         """Whether steps with so many tokens have been timed."""
-        return bool(self._times.get(num_tokens))
+        return num_tokens in self._medians
+
+    def most_tokens(self, num_sequences: int) -> int:
+        """Return how many tokens a step may have: twice as many as were tried, so that a trial cannot cost much."""
+        return max(2 * max(self._medians, default=0), FIRST_TOKENS * num_sequences)
 
     def estimate(self, num_tokens: int, num_sequences: int) -> float:
         """Return the expected seconds of a step whose sequences have `num_tokens` tokens together, drafts included.
 
-        A number that was not timed lately is taken to cost little more than the next lower one that was: so it is
-        tried where it promises something, and the truth is known afterwards. The time without drafts must be known; it
-        does not age, because it is taken anew whenever there is no draft or none that pays.
+        A number that was not timed lies on the line through its neighbours that were. One that was not timed lately is
+        taken to cost no more than was assumed at first, so that it is tried again where it promises something. The time
+        without drafts must be known; it does not age, because it is taken anew whenever no draft pays.
         """
-        for known in range(num_tokens, num_sequences, -1):
-            if self.is_known(known) and self._num_steps - self._seen_at[known] < MAX_AGE_STEPS:
-                break
-        else:
-            known = num_sequences
-        return median_low(self._times[known]) * (1 + ASSUMED_GROWTH * (num_tokens - known) / num_sequences)
+        assumed = self._medians[num_sequences] * (1 + ASSUMED_GROWTH * (num_tokens / num_sequences - 1))
+        if num_tokens not in self._medians:
+            return self._on_line(num_tokens, num_sequences) or assumed
+        is_old = self._num_steps - self._seen_at[num_tokens] >= MAX_AGE_STEPS and num_tokens > num_sequences
+        return min(self._medians[num_tokens], assumed) if is_old else self._medians[num_tokens]
+
+    def _on_line(self, num_tokens: int, num_sequences: int) -> float | None:
+        """Return the time by the nearest known numbers, one to each side or two below; None where one is missing."""
+        below = sorted(known for known in self._medians if num_sequences <= known < num_tokens)
+        above = [known for known in self._medians if known > num_tokens]
+        ends = [below[-1], min(above)] if above else below[-2:]
+        if len(ends) < 2:
+            return None
+        start, end = (self._medians[known] for known in ends)
+        return start + max(end - start, 0.0) / (ends[1] - ends[0]) * (num_tokens - ends[0])
 
 
 def best_draft_length(expected: Sequence[Sequence[float]], costs: StepCosts) -> int:
@@ -186,6 +202,8 @@ def best_draft_length(expected: Sequence[Sequence[float]], costs: StepCosts) -> 
         return 0
     for length in range(max(map(len, expected))):
         num_tokens = sum(1 + min(length, len(yields) - 1) for yields in expected)
+        if num_tokens > costs.most_tokens(len(expected)):
+            break
         gained = sum(yields[min(length, len(yields) - 1)] for yields in expected)
         rate = gained / costs.estimate(num_tokens, len(expected))
         if rate > best_rate:

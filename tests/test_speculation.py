@@ -106,16 +106,15 @@ def test_tokens_behind_a_wrong_guess_teach_nothing() -> None:
 
 def costs_of(seconds: dict[int, float]) -> StepCosts:
     costs = StepCosts()
-    for num_tokens, value in seconds.items():
-        for _ in range(2):
-            costs.observe(num_tokens, value)
+    for num_tokens, value in [(1, 60.0), *seconds.items()]:
+        costs.observe(num_tokens, value)
     return costs
 
 
 CERTAIN = [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-def test_first_time_of_a_number_is_left_out() -> None:
+def test_first_time_of_all_is_left_out() -> None:
     costs = StepCosts()
     costs.observe(1, 60.0)
     assert not costs.is_known(1)
@@ -125,8 +124,8 @@ def test_first_time_of_a_number_is_left_out() -> None:
 
 
 def test_one_slow_step_changes_nothing() -> None:
-    costs = StepCosts()
-    for seconds in (0.1, 0.1, 0.1, 5.0):
+    costs = costs_of({1: 0.1})
+    for seconds in (0.1, 5.0):
         costs.observe(1, seconds)
 
     assert costs.estimate(1, 1) == 0.1
@@ -136,17 +135,33 @@ def test_nothing_is_verified_before_a_step_without_drafts_was_timed() -> None:
     assert best_draft_length([CERTAIN], StepCosts()) == 0
 
 
-def test_untimed_number_is_taken_to_cost_little_more_than_the_next_lower_one() -> None:
-    costs = costs_of({1: 1.0, 3: 2.0})
+def test_untimed_number_lies_on_the_line_through_its_neighbours() -> None:
+    costs = costs_of({1: 1.0, 3: 2.0, 9: 2.6})
 
-    assert costs.estimate(5, 1) == pytest.approx(2 * (1 + 2 * ASSUMED_GROWTH))
-    assert costs.estimate(2, 1) == pytest.approx(1 + ASSUMED_GROWTH)
+    assert costs.estimate(2, 1) == pytest.approx(1.5)
+    assert costs.estimate(6, 1) == pytest.approx(2.3)
+    assert costs.estimate(19, 1) == pytest.approx(3.6)
+
+
+def test_first_trial_assumes_a_little_more_time_for_each_token() -> None:
+    assert costs_of({1: 2.0}).estimate(3, 1) == pytest.approx(2 * (1 + 2 * ASSUMED_GROWTH))
+    assert costs_of({4: 2.0}).estimate(8, 4) == pytest.approx(2 * (1 + ASSUMED_GROWTH))
+
+
+def test_trials_grow_from_a_block_to_twice_what_was_tried() -> None:
+    certain = [float(number) for number in range(1, 17)]
+    costs, lengths = costs_of({1: 1.0}), []
+    for _ in range(4):
+        lengths.append(best_draft_length([certain], costs))
+        costs.observe(1 + lengths[-1], 1.0 + 0.01 * lengths[-1])
+
+    assert lengths == [3, 7, 15, 15]
 
 
 @pytest.mark.parametrize(
     ("seconds", "length"),
     [
-        ({1: 1.0}, 4),
+        ({1: 1.0, 4: 1.1}, 4),
         ({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4}, 4),
         ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.1}, 0),
         ({1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 3.0}, 3),
@@ -161,7 +176,7 @@ def test_draft_that_is_hardly_ever_right_is_not_verified() -> None:
 
 
 def test_drafts_of_a_batch_are_judged_by_the_tokens_of_all() -> None:
-    # Three tokens more and half a step's time: with one sequence that pays, in a batch of five it does not.
+    # A third of a token for a fifth of the time: that pays for one sequence, and not where four others wait for it.
     yields = [1.0, 1.3]
 
     assert best_draft_length([yields], costs_of({1: 1.0, 2: 1.2})) == 1
@@ -176,3 +191,5 @@ def test_time_of_many_tokens_is_asked_for_again_after_a_while() -> None:
         costs.observe(1, 1.0)
 
     assert best_draft_length([CERTAIN], costs) == 4
+    costs.observe(5, 9.0)
+    assert costs.estimate(5, 1) == 9.0
