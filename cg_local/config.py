@@ -257,8 +257,8 @@ class EngineConfig:
         page_size: token slots of one page of K and V.
         kv_dtype: how K and V are kept, one of KV_DTYPES; None: as `kv_dtype_for` says.
         prefill_chunk: prompt tokens of one step; cancellation is looked at between chunks.
-        num_threads: threads of the kernels; None: chosen for this machine.
-        num_pages: pages of K and V; None: as many as max_context needs.
+        num_threads: threads of the kernels; num_pages: pages of K and V; None: as the machine and max_context need.
+        max_draft_tokens: guesses that a step verifies for each sequence at most; they change no token.
 
     Raises:
         ConfigError: a value of the wrong type or out of its range.
@@ -270,14 +270,14 @@ class EngineConfig:
     prefill_chunk: int = 512
     num_threads: int | None = None
     num_pages: int | None = None
+    max_draft_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check_int("page_size", self.page_size, 1)
-        _check_int("prefill_chunk", self.prefill_chunk, 1)
+        for name, low in (("page_size", 1), ("prefill_chunk", 1), ("max_draft_tokens", 0)):
+            _check_int(name, getattr(self, name), low)
         for name in ("max_context", "num_threads", "num_pages"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_int(name, value, 1)
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1)
         if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
             raise ConfigError(f"kv_dtype is {_shown(self.kv_dtype)}; give one of {', '.join(KV_DTYPES)}")
 

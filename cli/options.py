@@ -96,6 +96,12 @@ Threads = Annotated[
         "--threads", min=1, callback=_within_processors, help="Threads of the kernels; default: every processor."
     ),
 ]
+Speculation = Annotated[
+    bool,
+    typer.Option(
+        "--speculation/--no-speculation", help="Compute guessed tokens where that saves time; the answer is the same."
+    ),
+]
 ContextTokens = Annotated[
     int,
     typer.Option("--context-tokens", min=32, help="Tokens of the prompt at most; the nearest text is kept."),

@@ -64,7 +64,12 @@ def sampling(
 
 
 def load_model(
-    name: str, scheme: Scheme | None, max_context: int, num_threads: int | None, kv_dtype: KvDtype | None
+    name: str,
+    scheme: Scheme | None,
+    max_context: int,
+    num_threads: int | None,
+    kv_dtype: KvDtype | None,
+    speculation: bool,
 ) -> LocalModel:
     """Load a model as `cg_local.load` does.
 
@@ -74,6 +79,7 @@ def load_model(
         max_context: tokens of prompt and answer together.
         num_threads: threads of the kernels; None: one for each processor.
         kv_dtype: how K and V are kept; None: as the scheme has it.
+        speculation: compute guessed tokens where that saves time.
     """
     status = Status()
     _leave_scipy_out()
@@ -86,6 +92,7 @@ def load_model(
             max_context=max_context,
             num_threads=num_threads,
             kv_dtype=kv_dtype.value if kv_dtype else None,
+            speculation=speculation,
             on_notice=notice,
             on_progress=status.progress(name),
         )

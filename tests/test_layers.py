@@ -31,6 +31,8 @@ LAYERS = (
     "block_manager",
     "model",
     "sampling",
+    "speculation",
+    "sequence",
     "engine",
     "generation",
     "prompts",

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local.config import EngineConfig, ModelConfig, SamplingParams
-from cg_local.engine import Engine, Sequence
+from cg_local.engine import Engine
 from cg_local.model import Model
 from cg_local.model_folder import open_model_folder
 from cg_local.packing import GROUP, dequantize
+from cg_local.sequence import Sequence
 
 Floats = NDArray[np.float32]
 
