@@ -1,30 +1,22 @@
-#!/usr/bin/env python3
-"""What was measured on: the machine card, the versions, and the read bandwidth of memory.
+"""What was measured, and on what: the cards that every result carries.
 
-This file owns the description that every result carries. It measures no model. Invariant: `read_bandwidth` runs in a
-process of its own, so that its arrays do not count in the memory of the benchmark.
-
-    python benchmarks/machine.py            # the card with the bandwidth, as JSON
+This file owns the description of machine, versions, commit and model. It measures nothing. Invariant: the digest on a
+model's card is that of the weights files that were run.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("cg-local", "numpy", "numba", "llvmlite", "sentencepiece")
-# Each pass must come from memory: 16 times the last-level cache, and never so little that starting threads counts.
-CACHE_MULTIPLE = 16
-MIN_ARRAY_BYTES, MAX_ARRAY_BYTES = 512 << 20, 2 << 30
-NUM_PASSES = 9
+READ_BYTES = 16 << 20
 
 
 def machine_card() -> dict[str, object]:
@@ -68,18 +60,6 @@ def last_level_cache_bytes() -> int | None:
     return max(sizes, default=None)
 
 
-def read_bandwidth() -> dict[str, dict[str, float]]:
-    """Measure how fast memory is read by one thread and by all, in a process of its own.
-
-    Returns:
-        For "1" and the number of cores (as text): median, min and max in GB/s (10**9 bytes).
-    """
-    command = [sys.executable, __file__, "--only-bandwidth"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    result: dict[str, dict[str, float]] = json.loads(done.stdout)
-    return result
-
-
 def peak_resident_bytes() -> int:
     """Return the most memory this process has had resident, mapped weights included."""
     import resource
@@ -88,45 +68,29 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median, min and max."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def model_card(folder: Path) -> dict[str, object]:
+    """Identify a folder of weights in a result."""
+    from cg_local.config import ModelConfig
+
+    config = ModelConfig.from_file(folder / "config.json")
+    return {
+        "folder": folder.resolve().name,
+        "sha256": weights_digest(folder),
+        "num_parameters": config.num_parameters,
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+    }
 
 
-def _measure_bandwidth() -> dict[str, dict[str, float]]:
-    import numba
-    import numpy as np
-
-    import cg_local.kernels  # noqa: F401  (chooses the threads' kind, as in the engine)
-
-    @numba.njit
-    def sum_values(values):  # type: ignore[no-untyped-def]
-        total = np.uint64(0)
-        # Integer additions may be reordered, so LLVM reads with full vectors.
-        for index in range(len(values)):
-            total += values[index]
-        return total
-
-    @numba.njit(parallel=True)
-    def sum_parts(data, totals):  # type: ignore[no-untyped-def]
-        part = len(data) // len(totals)
-        for index in numba.prange(len(totals)):
-            totals[index] = sum_values(data[index * part : (index + 1) * part])
-
-    num_bytes = max(MIN_ARRAY_BYTES, min(MAX_ARRAY_BYTES, CACHE_MULTIPLE * (last_level_cache_bytes() or 0)))
-    data = np.ones(num_bytes // 8, np.uint64)
-    results = {}
-    for num_threads in sorted({1, min(usable_cores(), numba.config.NUMBA_NUM_THREADS)}):
-        numba.set_num_threads(num_threads)
-        totals = np.zeros(num_threads, np.uint64)
-        sum_parts(data, totals)
-        rates = []
-        for _ in range(NUM_PASSES):
-            started = time.perf_counter()
-            sum_parts(data, totals)
-            rates.append(num_bytes / (time.perf_counter() - started) / 1e9)
-        results[str(num_threads)] = spread(rates)
-    return results
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of the weights files in the order of their names, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _processor() -> str:
@@ -145,18 +109,15 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of this repository, with a plus sign where tracked files differ from it."""
+    """Return the commit of this repository, with a plus sign where tracked files differ from it.
+
+    None where this file is not tracked: an installed package may lie in another project's repository.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True, text=True)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] == ["--only-bandwidth"]:
-        print(json.dumps(_measure_bandwidth()))
-    else:
-        print(json.dumps({**machine_card(), "read_bandwidth_gb_per_second": read_bandwidth()}, indent=2))
