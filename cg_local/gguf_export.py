@@ -92,8 +92,8 @@ def export_gguf(
         raise ExportError(f"{checkpoint.path}: no tokenizer.model, which a GGUF file holds too; add the published one")
     gguf = _gguf()
     partial = destination.with_name(f".{destination.name}.partial")
+    writer = gguf.GGUFWriter(partial, "gemma")
     try:
-        writer = gguf.GGUFWriter(partial, "gemma")
         _add_metadata(writer, checkpoint, is_widened)
         _add_vocabulary(writer, checkpoint.tokenizer_path, checkpoint.config.vocab_size)
         kinds = {name: _stored_kind(checkpoint, name, is_widened) for name in checkpoint.tensor_names}
@@ -111,6 +111,7 @@ def export_gguf(
     except OSError as cause:
         raise ExportError(f"{destination}: cannot be written ({cause.strerror}); make room or go elsewhere") from cause
     finally:
+        writer.close()
         partial.unlink(missing_ok=True)
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cg_local.bench.session import Document, Plan
     from cg_local.bench.setup import Peers
 
-_QUICK_PREFILL, _QUICK_DEPTHS, _QUICK_BATCHES = (128,), (0,), (1, 4)
+# Lengths of prompts, depths and sizes of batches where none are given.
+_FULL = ((128, 512, 2048, 8000), (0, 2048, 8000), (1, 2, 4, 8, 16))
+_QUICK = ((128,), (0,), (1, 4))
 _PEER_KINDS = ("Q4_0", "Q4_K_M", "Q8_0")
 
 
@@ -38,9 +40,18 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-Prefill = Annotated[str, typer.Option("--prefill", metavar="LIST", help="Lengths of prompts.")]
-Depths = Annotated[str, typer.Option("--depths", metavar="LIST", help="Tokens of context before tokens are timed.")]
-Batch = Annotated[str, typer.Option("--batch", metavar="LIST", help="Sequences that decode together.")]
+Prefill = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--prefill", metavar="LIST", help="Lengths of prompts; default: 128,512,2048,8000."),
+]
+Depths = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--depths", metavar="LIST", help="Tokens of context before tokens are timed; default: 0,2048,8000."),
+]
+Batch = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--batch", metavar="LIST", help="Sequences that decode together; default: 1,2,4,8,16."),
+]
 PeerPython = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--peer-python", metavar="PATH", help="Interpreter that has llama-cpp-python."),
@@ -71,9 +82,9 @@ def bench(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each figure is the median of so many.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="One short round, without whole processes.")] = False,
     threads: options.Threads = None,
-    prefill: Prefill = "128,512,2048,8000",
-    depths: Depths = "0,2048,8000",
-    batch: Batch = "1,2,4,8,16",
+    prefill: Prefill = None,
+    depths: Depths = None,
+    batch: Batch = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens timed at a depth.")] = 32,
     peers: Annotated[bool, typer.Option("--peers", help="Measure llama.cpp in the same rounds.")] = False,
     peer_python: PeerPython = None,
@@ -147,23 +158,29 @@ class _Progress:
 
 
 def _plan(
-    quick: bool, rounds: int, threads: int | None, lists: tuple[str, str, str], new_tokens: int, seed: int
+    is_quick: bool,
+    rounds: int,
+    threads: int | None,
+    lists: tuple[str | None, str | None, str | None],
+    new_tokens: int,
+    seed: int,
 ) -> Plan:
     from cg_local.bench.session import Plan
     from cg_local.bench.setup import default_threads
 
-    prefill, depths, batches = (_numbers(text) for text in lists)
-    if quick:
-        rounds, prefill, depths, batches = 1, _QUICK_PREFILL, _QUICK_DEPTHS, _QUICK_BATCHES
+    defaults = _QUICK if is_quick else _FULL
+    prefill, depths, batches = (
+        default if text is None else _numbers(text) for text, default in zip(lists, defaults, strict=True)
+    )
     return Plan(
-        rounds=rounds,
+        rounds=1 if is_quick else rounds,
         num_threads=threads or default_threads(),
         prefill=tuple(length for length in prefill if length),
         depths=depths,
         batches=tuple(size for size in batches if size),
         new_tokens=new_tokens,
         seed=seed,
-        has_processes=not quick,
+        has_processes=not is_quick,
     )
 
 

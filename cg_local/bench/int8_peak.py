@@ -39,9 +39,9 @@ def measure_int8_peak(thread_counts: list[int]) -> dict[str, Spread]:
     """
     set_ = select_instruction_set()
     if set_ is None:
-        chain, products = _portable_chain, PORTABLE_LENGTH
+        chain, products = portable_chain, PORTABLE_LENGTH
     else:
-        chain, products = _dot_chain(set_), NUM_CHAINS * set_.register_rows * 4
+        chain, products = dot_chain(set_), NUM_CHAINS * set_.register_rows * 4
     run, codes = _on_threads(chain), np.ones(PORTABLE_LENGTH + OFFSETS, np.int8)
 
     def seconds_of(num_passes: int, num_threads: int) -> float:
@@ -74,7 +74,16 @@ def _on_threads(chain: Any) -> Any:
     return run
 
 
-def _dot_chain(set_: InstructionSet) -> Any:
+def dot_chain(set_: InstructionSet) -> Any:
+    """Compile a loop of dot products of ones.
+
+    Args:
+        set_: whose dot product.
+
+    Returns:
+        A jitted function of the number of passes and of codes (unused); it returns the sum of all products, which are
+        1 each: NUM_CHAINS * 4 for each int32 lane and pass.
+    """
     lanes = ir.VectorType(I32, set_.register_rows)
 
     @intrinsic
@@ -134,8 +143,13 @@ def _register_class(set_: InstructionSet) -> str:
 
 
 @numba.njit
-def _portable_chain(num_passes, codes):
-    """Multiply and add plainly; every pass reads at another offset, so that none repeats the one before."""
+def portable_chain(num_passes, codes):
+    """Multiply and add plainly; every pass reads at another offset, so that none repeats the one before.
+
+    Args:
+        num_passes: PORTABLE_LENGTH products each.
+        codes: int8 [PORTABLE_LENGTH + OFFSETS].
+    """
     total = np.int64(0)
     for number in range(num_passes):
         part, offset = np.int32(0), number % OFFSETS

@@ -72,6 +72,14 @@ class LlamaModel:
         length = llama.llama_model_meta_val_str(self._model, key.encode(), buffer, META_BYTES)
         return buffer.value.decode("utf-8", "replace") if length >= 0 else None
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text, without BOS and with control ids spelled out."""
+        data = text.encode()
+        tokens = (llama.llama_token * (len(data) + 1))()
+        vocab = llama.llama_model_get_vocab(self._model)
+        count = llama.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
+        return list(tokens[:count])
+
     def prefill(self, token_ids: list[int]) -> float:
         """Compute a prompt with nothing cached and choose the next token; return the seconds."""
         self._keep(0)
@@ -138,6 +146,7 @@ class Worker:
         arguments = dict(request)
         does: dict[str, Callable[..., dict[str, Any]]] = {
             "load": self._load,
+            "tokenize": self._tokenize,
             "prefill": self._prefill,
             "decode": self._decode,
             "logits": self._logits,
@@ -160,6 +169,9 @@ class Worker:
         seconds = time.perf_counter() - started
         version = {"llama-cpp-python": llama.__version__, "system": llama.llama_print_system_info().decode().strip()}
         return {"seconds": seconds, "version": version, "sources": self._loaded.metadata("cg_local.sources")}
+
+    def _tokenize(self, text: str) -> dict[str, Any]:
+        return {"token_ids": self._loaded.tokenize(text)}
 
     def _prefill(self, token_ids: list[int]) -> dict[str, Any]:
         return {"seconds": self._loaded.prefill(token_ids)}

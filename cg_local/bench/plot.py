@@ -73,7 +73,8 @@ def _draw_depths(axes: Any, document: Document) -> None:
     if limits:
         axes.plot(*zip(*limits, strict=True), linestyle="--", color="grey", label=f"bandwidth limit of {OWN_NAME}")
     axes.set(xlabel="tokens of context", ylabel="tokens/s", title="decode", ylim=(0, None))
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
 
 
 def _draw_roofline(axes: Any, document: Document) -> None:

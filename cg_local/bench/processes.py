@@ -38,14 +38,14 @@ SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for
 
 
 @contextmanager
-def busy_cores(num_cores: int) -> Iterator[None]:
-    """Keep so many cores busy with plain Python loops."""
+def busy_cores(num_cores: int) -> Iterator[list[int]]:
+    """Keep so many cores busy with plain Python loops; gives the numbers of the processes."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(num_cores):
             processes.append(subprocess.Popen([sys.executable, "-I", "-S", "-c", SPIN], start_new_session=True))
         time.sleep(SETTLE_SECONDS)
-        yield
+        yield [process.pid for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -67,6 +67,11 @@ class WorkerProcess:
         """End the worker."""
         self.close()
 
+    @property
+    def process_id(self) -> int:
+        """The system's number of the process."""
+        return self._process.pid
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait for its answer.
 

@@ -109,7 +109,8 @@ def over_rounds(document: Document, figure: Figure) -> Spread | None:
 
 def warm_load(document: Document, engine: str) -> Spread | None:
     """Return the seconds of loading, the first time left out: it may have read the file from the disk."""
-    seconds = [value for value in document["engines"][engine]["load_seconds"][1:] if value is not None]
+    loads = document["engines"].get(engine, {}).get("load_seconds", [])
+    seconds = [value for value in loads[1:] if value is not None]
     return spread(seconds) if seconds else None
 
 
