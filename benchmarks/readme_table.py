@@ -118,12 +118,14 @@ def replaced(readme: str, text: str) -> str:
 
 
 def _introduction(document: Document) -> str:
-    machine, plan = document["machine"], document["plan"]
+    machine = document["machine"]
     limits = over_rounds(document, bandwidth), over_rounds(document, int8_peak)
     memory, peak = (found["median"] / 1e9 if found else 0 for found in limits)
     runs, rounds = document.get("num_runs", 1), len(document["rounds"])
     how_often = f"{rounds} round{'s' if rounds > 1 else ''}" + (f" of {runs} runs" if runs > 1 else "")
-    on = f"{plan['num_threads']} cores of an {machine['processor']} ({machine['instruction_set']}; {memory:.1f} GB/s"
+    on = (
+        f"{document['num_threads']} cores of an {machine['processor']} ({machine['instruction_set']}; {memory:.1f} GB/s"
+    )
     return (
         f"On {on} of read bandwidth, {peak:,.0f}\nbillion int8 operations/s), with random weights of 2B's exact shape; "
         f"medians of {how_often}, spread in brackets."

@@ -166,7 +166,6 @@ def _plan(
     seed: int,
 ) -> Plan:
     from cg_local.bench.session import Plan
-    from cg_local.bench.setup import default_threads
 
     defaults = _QUICK if is_quick else _FULL
     prefill, depths, batches = (
@@ -174,7 +173,7 @@ def _plan(
     )
     return Plan(
         rounds=1 if is_quick else rounds,
-        num_threads=threads or default_threads(),
+        num_threads=threads,
         prefill=tuple(length for length in prefill if length),
         depths=depths,
         batches=tuple(size for size in batches if size),

@@ -21,6 +21,7 @@ from cg_local.errors import BenchmarkError
 def inside(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Inside:
     monkeypatch.setattr(setup, "Roofline", FakeRoofline)
     monkeypatch.setattr(setup, "llama_bench", lambda: None)
+    monkeypatch.setattr(setup, "own_python", lambda: None)
     return Inside(capfdbinary, monkeypatch)
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,8 +86,17 @@ def model_card(folder: Path) -> dict[str, object]:
 
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 of the weights files in the order of their names, as hexadecimal text."""
+    return _digest(sorted(folder.glob("*.safetensors")))
+
+
+def file_card(path: Path) -> dict[str, object]:
+    """Identify a single file of weights in a result."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": _digest([path])}
+
+
+def _digest(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in paths:
         with path.open("rb") as file:
             while chunk := file.read(READ_BYTES):
                 digest.update(chunk)

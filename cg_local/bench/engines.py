@@ -29,12 +29,12 @@ class Load:
     """What an engine is loaded with.
 
     Attributes:
-        num_threads: of every engine.
+        num_threads: of the engine; None: what it chooses.
         max_context: tokens of one sequence.
         num_pages: pages of K and V of this engine, for several sequences.
     """
 
-    num_threads: int
+    num_threads: int | None
     max_context: int
     num_pages: int
 
@@ -168,7 +168,7 @@ class LlamaBench:
 
     def load(self, load: Load) -> Record:
         """Remember the threads; nothing is loaded before a measurement, and no time of loading is known."""
-        self._num_threads = load.num_threads
+        self._num_threads = load.num_threads or 1
         return {"seconds": None, "version": {}}
 
     def prefill(self, token_ids: Sequence[int]) -> Record:

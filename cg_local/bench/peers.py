@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from cg_local.bench.protocol import WorkerProcess
@@ -38,6 +40,11 @@ def llama_worker(python: str, name: str = "llama.cpp") -> WorkerProcess:
 def llama_bench() -> str | None:
     """Return the path of llama.cpp's own benchmark program where there is one on the PATH."""
     return shutil.which("llama-bench")
+
+
+def own_python() -> str | None:
+    """Return this interpreter where it has llama-cpp-python."""
+    return sys.executable if find_spec("llama_cpp") is not None else None
 
 
 def peer_file(folder: Path, kind: str) -> Path:

@@ -50,7 +50,7 @@ def write_plot(document: Document, path: Path) -> None:
     _draw_depths(depths, document)
     _draw_roofline(roofline, document)
     model, machine = document["model"], document["machine"]
-    title = f"{model['name']}, {machine['processor']}, {document['plan']['num_threads']} threads"
+    title = f"{model['name']}, {machine['processor']}, {document['num_threads']} threads"
     figure.suptitle(title, fontsize="medium")
     try:
         figure.savefig(path)

@@ -57,10 +57,10 @@ class FillProcess:
     """`cg-local fill` with nano as a process of its own; a context manager that keeps its caches apart.
 
     Args:
-        num_threads: of the kernels.
+        num_threads: of the kernels; None: what the engine chooses.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int | None) -> None:
         self._num_threads = num_threads
         self._temporary = TemporaryDirectory(prefix="cg-local-bench-", ignore_cleanup_errors=True)
         self._folder = Path(self._temporary.name)
@@ -97,7 +97,8 @@ class FillProcess:
 
     def _run(self) -> dict[str, Any]:
         command = [sys.executable, "-m", "cg_local.cli", "fill", f"{self._folder / 'point.py'}:{GAP}", "--json"]
-        command += ["--mode", "block", "--max-tokens", str(NEW_TOKENS), "--threads", str(self._num_threads)]
+        command += ["--mode", "block", "--max-tokens", str(NEW_TOKENS)]
+        command += ["--threads", str(self._num_threads)] if self._num_threads is not None else []
         caches = {"CG_LOCAL_CACHE": "cache", "NUMBA_CACHE_DIR": f"compiled-{self._num_cold}"}
         environment = {**os.environ, **{name: str(self._folder / folder) for name, folder in caches.items()}}
         started = time.perf_counter()

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cg_local.bench.cards import usable_cores
 from cg_local.bench.engines import OWN_NAME, Load, MeasuredEngine, OwnEngine, Record
 from cg_local.bench.figures import prefill_operations
 from cg_local.bench.processes import FillProcess, busy_cores
@@ -38,7 +39,7 @@ class Plan:
 
     Attributes:
         rounds: how often.
-        num_threads: of every engine.
+        num_threads: of every engine; None: what this engine chooses, and one for each core for the others.
         prefill: lengths of prompts.
         depths: tokens of context before single tokens are timed.
         batches: sequences that decode together, this engine only.
@@ -48,7 +49,7 @@ class Plan:
     """
 
     rounds: int
-    num_threads: int
+    num_threads: int | None
     prefill: tuple[int, ...]
     depths: tuple[int, ...]
     batches: tuple[int, ...]
@@ -83,8 +84,7 @@ class Plan:
         prefill = tuple(length for length in self.prefill if length < limit)
         depths = tuple(depth for depth in self.depths if depth + self.new_tokens + 2 <= limit)
         left_out = {*self.prefill, *self.depths} - {*prefill, *depths}
-        values = {**asdict(self), "prefill": prefill, "depths": depths}
-        return Plan(**values), tuple(sorted(left_out))
+        return replace(self, prefill=prefill, depths=depths), tuple(sorted(left_out))
 
 
 class Session:
@@ -117,6 +117,7 @@ class Session:
         self.document: Document = {
             "format": FORMAT,
             "plan": asdict(plan),
+            "num_threads": plan.num_threads or usable_cores(),
             **cards,
             "bytes_per_token": {},
             "prefill_operations": {str(n): prefill_operations(config, n) for n in plan.prefill},
@@ -158,7 +159,9 @@ class Session:
     def _load(self, engine: MeasuredEngine) -> None:
         """Load several times: the file is in the page cache from the second time on. Then touch every kernel once."""
         self._say(f"{engine.name}: loading")
-        load = Load(self._plan.num_threads, self._plan.max_context, self._plan.num_pages)
+        load = Load(self._plan.num_threads or usable_cores(), self._plan.max_context, self._plan.num_pages)
+        if isinstance(engine, OwnEngine) and self._plan.num_threads is None:
+            load = replace(load, num_threads=None)
         answers = [engine.load(load) for _ in range(NUM_LOADS)]
         self.document["engines"][engine.name] = {
             "file": engine.file.name,
@@ -213,7 +216,7 @@ class Session:
             figures["batch"][str(size)] = own.batch(size, plan.new_tokens, seed=1000 * plan.seed + number)
         if plan.has_processes:
             self._say(f"{where}: {own.name}: beside busy cores")
-            with busy_cores(plan.num_threads):
+            with busy_cores(plan.num_threads or usable_cores()):
                 figures["decode_beside_busy_cores"] = own.decode(self._tokens(1), plan.new_tokens)
 
     def _measure_fill(self, fill: FillProcess, figures: Document, where: str) -> None:

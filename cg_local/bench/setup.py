@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cg_local.bench.cards import machine_card, model_card, usable_cores
+from cg_local.bench.cards import file_card, machine_card, model_card
 from cg_local.bench.engines import LlamaBench, MeasuredEngine, OwnEngine, llama_engine
-from cg_local.bench.peers import INSTALL, check_sources, llama_bench, llama_worker, make_peer_files, peer_file
+from cg_local.bench.peers import (
+    INSTALL,
+    check_sources,
+    llama_bench,
+    llama_worker,
+    make_peer_files,
+    own_python,
+    peer_file,
+)
 from cg_local.bench.roofline import Roofline
 from cg_local.bench.session import Document, Plan, Session
 from cg_local.errors import BenchmarkError
@@ -31,7 +39,8 @@ class Peers:
 
     Attributes:
         kinds: quantizations of llama.cpp: "Q4_0", "Q4_K_M", "Q8_0"; empty: no peer.
-        python: an interpreter that has llama-cpp-python; None: only a `llama-bench` on the PATH.
+        python: an interpreter that has llama-cpp-python; None: this one if it has; without,
+            only a `llama-bench` on the PATH is measured.
         folder: with the GGUF files, or where they are made; None: the cache folder.
         checkpoint: the published weights that they are made of; None: the embedded model's.
         max_tokens: the longest prompt and context they are measured with; None: all.
@@ -90,16 +99,12 @@ def prepared(
         for text in notices:
             notice(text)
         cards: dict[str, Any] = {
-            "model": {"name": found.name, **model_card(path), "scheme": folder.scheme},
+            "model": {"name": Path(found.name).name, **model_card(path), "scheme": folder.scheme},
             "machine": machine_card(),
+            "peer_files": {peer.name: file_card(peer.file) for peer in engines[1:]},
             "notices": notices,
         }
         yield Session(plan, folder.config, engines, cards=cards, roofline=Roofline(), say=say, on_round=on_round)
-
-
-def default_threads() -> int:
-    """Return how many threads every engine gets unless told otherwise."""
-    return usable_cores()
 
 
 def write_document(document: Document, path: Path) -> None:
@@ -137,6 +142,7 @@ def _peers(
     if not peers.kinds:
         return
     program = llama_bench()
+    peers = replace(peers, python=peers.python or own_python())
     if peers.python is None and program is None:
         raise BenchmarkError(f"no peer to measure: there is no llama-bench on the PATH; {INSTALL}")
     place = peers.folder or cache_folder() / "peers" / found.name

@@ -58,11 +58,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _head(document: Document) -> list[str]:
-    machine, model, plan = document["machine"], document["model"], document["plan"]
+    machine, model = document["machine"], document["model"]
     rounds = len(document["rounds"])
     return [
         f"{model['name']} ({model['scheme']}, {model['num_parameters']:,} parameters)",
-        f"{machine['processor']}, {machine['instruction_set']}, {plan['num_threads']} threads; "
+        f"{machine['processor']}, {machine['instruction_set']}, {document['num_threads']} threads; "
         f"median of {rounds} round{'s' if rounds != 1 else ''} (smallest to largest)",
     ]
 

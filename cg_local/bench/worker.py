@@ -65,7 +65,9 @@ class Worker:
             raise BenchmarkError("no model is loaded")
         return self._engine
 
-    def _load(self, model: str, num_threads: int, max_context: int, num_pages: int | None = None) -> dict[str, Any]:
+    def _load(
+        self, model: str, num_threads: int | None, max_context: int, num_pages: int | None = None
+    ) -> dict[str, Any]:
         self._engine = self._folder = None
         started = time.perf_counter()
         self._folder = open_model_folder(model)
