@@ -61,10 +61,12 @@ def last_level_cache_bytes() -> int | None:
     return max(sizes, default=None)
 
 
-def peak_resident_bytes() -> int:
-    """Return the most memory this process has had resident, mapped weights included."""
-    import resource
-
+def peak_resident_bytes() -> int | None:
+    """Return the most memory this process has had resident, mapped weights included; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
 

@@ -185,8 +185,10 @@ class Worker:
         return {"shape": list(logits.shape)}
 
     def _memory(self) -> dict[str, Any]:
-        import resource
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return {}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"peak_resident_bytes": peak if sys.platform == "darwin" else peak * 1024}
 
