@@ -22,10 +22,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from machine import machine_card, read_bandwidth, spread, usable_cores
 from numpy.typing import NDArray
 
 from cg_local import kernels
+from cg_local.bench.cards import machine_card, usable_cores
+from cg_local.bench.figures import spread
+from cg_local.bench.roofline import Roofline
 from cg_local.config import ModelConfig
 from cg_local.kv_cache import KVCache, page_bytes
 
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subprocess.run([sys.executable, __file__, *own, "--compile-only", "--repeat", "1", "--layers", "1"], check=True)
     result: Figures = {"benchmark": {"name": "attention_speed", **vars(options)}, "machine": machine_card()}
     result["first_process_seconds"] = time.perf_counter() - started
-    result["read_bandwidth_gb_per_second"] = read_bandwidth()
+    result["read_bandwidth_gb_per_second"] = Roofline().read_bandwidth()
     result |= measure(options)
     print_table(result)
     print(json.dumps(result))

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from machine import machine_card
-from model_loading import load, model_card, model_path, one_line, quantized_folder
+from model_loading import load, model_path, one_line, quantized_folder
 from numpy.typing import NDArray
 
 from cg_local import reference
+from cg_local.bench.cards import machine_card, model_card
 from cg_local.checkpoint import open_checkpoint
 from cg_local.config import EngineConfig, ModelConfig
 from cg_local.errors import CgLocalError, PromptError

@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infilling_tasks import NUM_PUBLISHED, Score, Task, line_prediction, read_tasks, score
-from machine import machine_card, spread
-from model_loading import load, model_card, model_path, one_line, quantized_folder
+from model_loading import load, model_path, one_line, quantized_folder
 from sandbox import TIMEOUT_SECONDS, Outcome, Sandbox
 
+from cg_local.bench.cards import machine_card, model_card
+from cg_local.bench.figures import spread
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.errors import CgLocalError
 from cg_local.infill.postprocess import MiddleTrimmer

@@ -6,7 +6,6 @@ Invariant: the digest in a result is that of the weights file(s) that were run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cg_local
+from cg_local.bench.cards import weights_digest
 from cg_local.config import EngineConfig
 from cg_local.engine import Engine
 from cg_local.errors import CheckpointError
@@ -22,8 +22,6 @@ from cg_local.model_folder import METADATA_KEY, ModelFolder, open_model_folder
 from cg_local.quant import quantize
 from cg_local.safetensors_file import SafetensorsFile
 from cg_local.tokenizer import Tokenizer
-
-READ_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -86,31 +84,6 @@ def load(folder: Path, config: EngineConfig | None = None, *, activations: str =
     tokenizer = Tokenizer.from_file(opened.tokenizer_path)
     engine = Engine(Model(opened, activations=activations), config, vocab_size=tokenizer.vocab_size)
     return LoadedModel(opened, engine, tokenizer)
-
-
-def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 of the weights files in the order of their names, as hexadecimal text."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def model_card(folder: Path) -> dict[str, object]:
-    """Identify a folder of weights in a result."""
-    from cg_local.config import ModelConfig
-
-    config = ModelConfig.from_file(folder / "config.json")
-    return {
-        "folder": folder.resolve().name,
-        "sha256": weights_digest(folder),
-        "num_parameters": config.num_parameters,
-        "num_layers": config.num_layers,
-        "hidden_size": config.hidden_size,
-        "vocab_size": config.vocab_size,
-    }
 
 
 def one_line(error: Exception) -> str:

@@ -11,6 +11,8 @@ The tree:
     ├── PromptError          no prompt can be built from what was given
     ├── SourceFileError      a source file to fill cannot be read, located or written
     ├── CapacityError        the context, the page pool or the memory is too small
+    ├── ExportError          weights cannot be written in another project's format
+    ├── BenchmarkError       a measurement, or a program that it needs, failed
     └── TrainingError        a training run, its data or its checkpoint is unusable
 
 A message says where, what was found, what was needed and what to do. The command line prints it as one line and exits
@@ -52,6 +54,14 @@ class SourceFileError(CgLocalError):
 
 class CapacityError(CgLocalError):
     """The context window, the page pool or the machine's memory is too small for what was asked."""
+
+
+class ExportError(CgLocalError):
+    """Weights cannot be written in another project's format: a package is missing, or the destination fails."""
+
+
+class BenchmarkError(CgLocalError):
+    """A measurement failed, or a program, package or file that it needs is missing."""
 
 
 class TrainingError(CgLocalError):

@@ -23,6 +23,7 @@ COMMANDS = {
     "complete": "Continue a text.",
     "quantize": "Turn published weights into a model folder.",
     "info": "Show a model's size and whether it fits in memory.",
+    "bench": "Measure speed beside the limits of this machine.",
 }
 
 HELP = f"""\

@@ -13,6 +13,8 @@ import pytest
 
 import cg_local.engine
 from cg_local import reference
+from cg_local.bench import cards
+from cg_local.bench.figures import bytes_per_token, spread
 from cg_local.config import EngineConfig
 from cg_local.errors import CgLocalError
 from cg_local.model_folder import open_model_folder
@@ -20,8 +22,6 @@ from cg_local.model_folder import open_model_folder
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import engine_parity
-import engine_speed
-import machine
 import model_loading
 import prompt_lookup
 from reference_generation import CachedReference
@@ -104,43 +104,15 @@ def test_bytes_per_token_are_the_files_tensors_and_the_cache(scheme: str, toy_fo
     bytes_per_value = {"bf16": 4, "q4": 2}[scheme]
     cache = 10 * 2 * 2 * 64 * bytes_per_value  # tokens, K and V, layers, head_dim of one head
 
-    assert engine_speed.bytes_per_token(folder, 10, EngineConfig()) == matrices + gains + cache
-
-
-def test_speed_run_on_a_toy_model(
-    toy_folder: FolderMaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rates = {"median": 10.0, "min": 9.0, "max": 11.0}
-    monkeypatch.setattr(engine_speed, "read_bandwidth", lambda: {"1": rates})
-    arguments = ["--model", str(toy_folder("mqa", "q4")), "--repeat", "2", "--prefill", "16", "--depths", "0,16"]
-
-    assert engine_speed.main([*arguments, "--new-tokens", "4"]) == 0
-    result = json.loads(capsys.readouterr().out)
-
-    decode = result["decode"]["16"]
-    rate = decode["tokens_per_second"]["median"]
-    assert decode["share_of_bandwidth"] == pytest.approx(rate * decode["bytes_per_token"] / 10e9)
-    assert result["prefill"]["16"]["tokens_per_second"]["min"] > 0
-    assert result["memory"]["peak_resident_bytes"] > 0
-
-
-def test_prompts_of_a_prefill_are_never_cached(toy_folder: FolderMaker) -> None:
-    loaded = model_loading.load(toy_folder("mqa", "q4"), EngineConfig(max_context=128))
-    random = np.random.default_rng(0)
-    for _ in range(3):
-        engine_speed.run(loaded, engine_speed.draw(loaded, random, 64), 1)
-
-    sequence = loaded.engine.add(engine_speed.draw(loaded, random, 64))
-
-    assert sequence.num_cached == 0
+    assert bytes_per_token(folder, 10, EngineConfig().kv_dtype_for(scheme)) == matrices + gains + cache
 
 
 def test_machine_card_names_machine_and_versions() -> None:
-    card = machine.machine_card()
+    card = cards.machine_card()
 
     assert card["instruction_set"] in ("portable", "avx2", "avx512vnni")
     assert isinstance(card["num_cores"], int)
-    assert machine.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
 def test_model_names_and_folders_are_found_or_refused(toy_folder: FolderMaker) -> None:

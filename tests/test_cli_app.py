@@ -27,6 +27,7 @@ Commands:
   complete  Continue a text.
   quantize  Turn published weights into a model folder.
   info      Show a model's size and whether it fits in memory.
+  bench     Measure speed beside the limits of this machine.
 
 Options:
   --version             Show the version.

@@ -24,6 +24,7 @@ LAYERS = (
     "model_folder_writer",
     "tokenizer",
     "checkpoint",
+    "gguf_export",
     "reference",
     "kernels",
     "kv_cache",
@@ -41,6 +42,7 @@ LAYERS = (
     "model_store",
     "answers",
     "runtime",
+    "bench",
     "cli",
 )
 # Stands beside the order: nothing else imports it.

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""README.md's table of speeds, generated from stored results of `cg-local bench`.
+
+This file owns which figures stand in the table and how they are worded. Invariant: the text between the two markers in
+README.md is what this file makes of the results, and a test compares them.
+
+    python benchmarks/readme_table.py            # prints the text
+    python benchmarks/readme_table.py --write    # puts it into README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cg_local.bench.engines import OWN_NAME
+from cg_local.bench.figures import Spread
+from cg_local.bench.setup import read_document
+from cg_local.bench.summary import (
+    Document,
+    bandwidth,
+    bandwidth_share,
+    int8_peak,
+    over_rounds,
+    peak_share,
+    peer_of,
+    rate,
+    ratio,
+    warm_fill,
+    warm_load,
+)
+from cg_local.bench.table import shown
+from cg_local.errors import CgLocalError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- speed: benchmarks/readme_table.py writes this -->", "<!-- end of speed -->"
+# Column -> the files whose rounds stand in it: several runs of the same model count as one with all their rounds.
+COLUMNS: Mapping[str, str] = {"q4": "bench-2b-q4*.json", "q8": "bench-2b-q8*.json"}
+# README has little room: a short prompt and a long one, no context and a long one. The results hold the others.
+LENGTHS, DEPTHS = (512, 8000), (0, 8000)
+# The peer that a column is held against.
+PEERS: Mapping[str, str] = {"q4": "Q4_0", "q8": "Q8_0"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line; print the text or write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the text into README.md")
+    options = parser.parse_args(arguments)
+    try:
+        text = speed_text(stored_results())
+        if options.write:
+            readme = ROOT / "README.md"
+            readme.write_text(replaced(readme.read_text(encoding="utf-8"), text), encoding="utf-8")
+        else:
+            print(text)
+    except (CgLocalError, OSError, ValueError) as error:
+        print(f"readme_table: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def stored_results() -> dict[str, Document]:
+    """Return a document for each column that has results, all its runs' rounds together."""
+    found = {}
+    for column, pattern in COLUMNS.items():
+        documents = [read_document(path) for path in sorted(RESULTS.glob(pattern))]
+        if documents:
+            found[column] = merged(documents)
+    return found
+
+
+def merged(documents: Sequence[Document]) -> Document:
+    """Return one document with the rounds of all.
+
+    Raises:
+        ValueError: they are of different models or machines.
+    """
+    first = documents[0]
+    for other in documents[1:]:
+        for card, key in (("model", "sha256"), ("machine", "processor"), ("machine", "instruction_set")):
+            if other[card][key] != first[card][key]:
+                raise ValueError(f"results of a different {card}: {other[card][key]}, not {first[card][key]}")
+    rounds = [each for document in documents for each in document["rounds"]]
+    return {**first, "rounds": rounds, "num_runs": len(documents)}
+
+
+def speed_text(results: Mapping[str, Document]) -> str:
+    """Return the text between the markers: what was measured on, and the table.
+
+    Raises:
+        ValueError: there is no result.
+    """
+    if not results:
+        raise ValueError(f"{RESULTS}: no result named {', '.join(COLUMNS.values())}; run `cg-local bench --json`")
+    columns = [dict(_rows(name, document)) for name, document in results.items()]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    rows = [[label, *(column.get(label, "") for column in columns)] for label in labels]
+    lines = ["| | " + " | ".join(results) + " |", "| --- " * (1 + len(results)) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return _introduction(next(iter(results.values()))) + "\n\n" + "\n".join(lines)
+
+
+def replaced(readme: str, text: str) -> str:
+    """Return a README with the text between the markers replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md: the lines {BEGIN} and {END} are needed around the table")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def _introduction(document: Document) -> str:
+    machine = document["machine"]
+    limits = over_rounds(document, bandwidth), over_rounds(document, int8_peak)
+    memory, peak = (found["median"] / 1e9 if found else 0 for found in limits)
+    runs, rounds = document.get("num_runs", 1), len(document["rounds"])
+    how_often = f"{rounds} round{'s' if rounds > 1 else ''}" + (f" of {runs} runs" if runs > 1 else "")
+    on = (
+        f"{document['num_threads']} cores of an {machine['processor']} ({machine['instruction_set']}; {memory:.1f} GB/s"
+    )
+    return (
+        f"On {on} of read bandwidth, {peak:,.0f}\nbillion int8 operations/s), with random weights of 2B's exact shape; "
+        f"medians of {how_often}, spread in brackets."
+    )
+
+
+def _rows(column: str, document: Document) -> Iterator[tuple[str, str]]:
+    """Give label and text of every figure that was measured."""
+    peer = peer_of(document, PEERS[column])
+    yield from _row("loading, warm", warm_load(document, OWN_NAME), "s")
+    for length in LENGTHS:
+        share = over_rounds(document, peak_share(document, OWN_NAME, length))
+        found = over_rounds(document, rate(OWN_NAME, "prefill", length))
+        yield from _row(f"prompt of {length:,} tokens, tokens/s; of the int8 peak", found, "", share)
+    for depth in DEPTHS:
+        name = f"decoding after {depth:,} tokens" if depth else "decoding"
+        share = over_rounds(document, bandwidth_share(document, depth))
+        found = over_rounds(document, rate(OWN_NAME, "decode", depth))
+        yield from _row(f"{name}, tokens/s; of the read bandwidth", found, "", share)
+    one, eight = (rate(OWN_NAME, "batch", size) for size in (1, 8))
+    yield from _row("8 sequences together, against one", over_rounds(document, ratio(eight, one)), "x")
+    pairs = [(rate(OWN_NAME, kind, key), rate(str(peer), kind, key)) for kind, key in (("prefill", 512), ("decode", 0))]
+    times = [shown(over_rounds(document, ratio(own, theirs)), "x") for own, theirs in pairs]
+    if peer is not None:
+        yield f"against llama.cpp with {' and '.join(PEERS.values())}: prompt of 512; decoding", "; ".join(times)
+    yield from _row("`cg-local fill` with nano, 32 tokens, whole process", over_rounds(document, warm_fill), "s")
+
+
+def _row(label: str, found: Spread | None, unit: str, share: Spread | None = None) -> Iterator[tuple[str, str]]:
+    if found is not None:
+        yield label, shown(found, unit) + (f"; {100 * share['median']:.0f} %" if share is not None else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
