@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_loading import LoadedModel, load, model_card, model_path, one_line, quantized_folder
+from model_loading import LoadedModel, load, model_path, one_line, quantized_folder
 from numpy.typing import NDArray
 
-from cg_local.bench.cards import machine_card, usable_cores
+from cg_local.bench.cards import machine_card, model_card, usable_cores
 from cg_local.bench.figures import spread
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.engine import Engine

@@ -67,7 +67,7 @@ class Avx2:
         return self.dot(builder, total, magnitudes, moved)
 
     def pair(self, builder: ir.IRBuilder, scales: ir.Value) -> ir.Value:
-        """Return each int32 lane's value -127..127 twice, as int16: the operand of `dot_corrected`."""
+        """Put the lower 16 bits into both halves."""
         low = builder.and_(scales, splat_constant(scales.type, 0xFFFF))
         return builder.bitcast(builder.or_(low, builder.shl(scales, splat_constant(scales.type, 16))), vector(I16, 16))
 
@@ -80,13 +80,7 @@ class Avx2:
         correction: ir.Value,
         scales: ir.Value,
     ) -> ir.Value:
-        """Add scale * (two dot products of unsigned bytes 1..127, their offset of 64 taken away).
-
-        Args:
-            builder, total, unsigned, signed: as in `dot_two`.
-            correction: int16 pairs, -64 times the sum of the codes that meet in each 16-bit lane, modulo 2**16.
-            scales: of `pair`.
-        """
+        """Add both pairs and the correction modulo 2**16; pmaddwd multiplies by the scale as it widens."""
         first, second = (self._pairs(builder, *operands) for operands in zip(unsigned, signed, strict=True))
         corrected = builder.add(builder.add(first, builder.bitcast(correction, vector(I16, 16))), second)
         return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), corrected, scales))

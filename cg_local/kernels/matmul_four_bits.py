@@ -44,7 +44,7 @@ class FourBits:
     Args:
         emit: of the tile.
         isa: the instruction set.
-        scales, super_scales, x_codes, x_scales, x_sums, x_corrections: addresses.
+        addresses: of scales, super_scales and the activations' codes, scales, sums and corrections.
     """
 
     def __init__(self, emit: TileBuilder, isa: InstructionSet, addresses: list[ir.Value]) -> None:

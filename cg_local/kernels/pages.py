@@ -21,7 +21,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from cg_local.kernels.bits import float32_from_half, half_from_float32
-from cg_local.kernels.instruction_set import I64, select_instruction_set
+from cg_local.kernels.instruction_set import select_instruction_set
+from cg_local.kernels.llvm_vectors import I64
 from cg_local.kernels.tile_product import TILE_COLUMNS, make_scaled_widen, make_split_half_widen, make_widen
 from cg_local.packing import INT8_GROUP
 

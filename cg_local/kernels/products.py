@@ -101,7 +101,11 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out
     x, xs, xc = x_codes.ctypes.data, x_scales.ctypes.data, x_sums.ctypes.data
     xo, step = x_corrections.ctypes.data, groups * tokens
     if format == _C4 and tokens == 1:
-        _c4_one(codes, scales, supers, book, x, xs, xc, xo, out, groups, stride)
+        for block in range(blocks):
+            at, y = block * step, out + block * stride * 4
+            _c4_one(
+                codes, scales, supers, book, x + at * GROUP, xs + at * 4, xc + at * 4, xo + at * 16, y, groups, stride
+            )  # fmt: skip
     elif format == _C4:
         for first in range(0, groups, _PANEL_GROUPS):
             count = min(_PANEL_GROUPS, groups - first)

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from cg_local.kernels.instruction_set import F32, I8, I16, I32, I64, call, splat, splat_constant, vector
+from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, I64, call, splat, splat_constant, vector
 
 # Columns of a tile: the keys of a page of 16, or 16 of a value's columns.
 TILE_COLUMNS = 16
