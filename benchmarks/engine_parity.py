@@ -29,6 +29,7 @@ from cg_local.bench.cards import machine_card, model_card
 from cg_local.checkpoint import open_checkpoint
 from cg_local.config import EngineConfig, ModelConfig
 from cg_local.errors import CgLocalError, PromptError
+from cg_local.model import ACTIVATIONS
 from cg_local.model_folder import open_model_folder
 from cg_local.packing import dequantize
 from cg_local.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ from cg_local.tokenizer import Tokenizer
 Floats = NDArray[np.float32]
 
 SCHEMES = ("bf16", "q8", "q4")
-KV_DTYPES = ("float32", "float16")
+KV_DTYPES = ("float32", "float16", "int8")
 FIRST_RANDOM_ID = 512  # behind control ids, white space and bytes in CodeGemma's layout
 
 
@@ -120,8 +121,10 @@ def candidates(
         yield "reference", [reference.logits(source, window) for window in windows]
     for kv_dtype in options.kv_dtypes:
         config = EngineConfig(max_context=max(map(len, windows)), kv_dtype=kv_dtype, num_threads=options.threads)
-        engine = load(quantized, config).engine
-        yield f"engine, {kv_dtype}", [engine.logits(window) for window in windows]
+        for activations in options.activations:
+            engine = load(quantized, config, activations=activations).engine
+            rounding = "" if activations == "int8" else f", {activations}"
+            yield f"engine, {kv_dtype}{rounding}", [engine.logits(window) for window in windows]
 
 
 class DequantizedFolder:
@@ -218,7 +221,7 @@ def kl_divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> flo
 
 def print_head() -> None:
     """Print the table's head to stderr."""
-    head = f"{'scheme':<6} {'computed by':<18} {'tokens':>6} {'KL mean':>9} {'KL max':>9} {'top-1':>8} {'margin':>7}"
+    head = f"{'scheme':<6} {'computed by':<22} {'tokens':>6} {'KL mean':>9} {'KL max':>9} {'top-1':>8} {'margin':>7}"
     print(head + f" {'logits max':>10} {'perplexity (reference)':>22}", file=sys.stderr)
 
 
@@ -230,7 +233,7 @@ def print_row(scheme: str, computed_by: str, parity: Parity) -> None:
     )
     known = p.perplexity_reference is not None
     perplexity = f"{p.perplexity_engine:.4f} ({p.perplexity_reference:.4f})" if known else "-"
-    print(f"{scheme:<6} {computed_by:<18} {p.num_tokens:>6} {figures} {perplexity:>22}", file=sys.stderr)
+    print(f"{scheme:<6} {computed_by:<22} {p.num_tokens:>6} {figures} {perplexity:>22}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -238,7 +241,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", default="nano", help="published weights, or a carried model's name (default: nano)")
     add("--schemes", type=_names(SCHEMES), default=SCHEMES, help="default: bf16,q8,q4")
-    add("--kv-dtypes", type=_names(KV_DTYPES), default=KV_DTYPES, help="default: float32,float16")
+    add("--kv-dtypes", type=_names(KV_DTYPES), default=KV_DTYPES, help="default: all three")
+    add("--activations", type=_names(ACTIVATIONS), default=("int8",), help="beside 8-bit weights (default: int8)")
     add("--weights-alone", action="store_true", help="also run the reference over each scheme's weights; slow")
     add("--tokens", type=int, default=512, help="positions to compare (default: 512)")
     add("--window", type=int, default=256, help="tokens of a window, BOS included (default: 256)")

@@ -243,7 +243,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model", default="nano", help="model folder, published weights, or a carried model's name (default: nano)")
     add("--backend", choices=("engine", "reference"), default="engine", help="default: engine")
     add("--scheme", choices=("q4", "q8", "bf16"), default="q4", help="of the engine's weights (default: q4)")
-    add("--kv-dtype", choices=("float16", "float32"), default="float16", help="of the engine's K and V")
+    add("--kv-dtype", choices=("float16", "float32", "int8"), default="float16", help="of the engine's K and V")
     add("--threads", type=int, help="of the engine (default: all cores)")
     add("--limit", type=int, metavar="N", help="only the first N tasks")
     add("--order", choices=ORDERS, default="psm", help="of the prompt (default: psm)")

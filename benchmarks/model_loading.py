@@ -78,11 +78,11 @@ def quantized_folder(folder: Path, scheme: str, work: Path | None = None) -> Ite
         yield destination
 
 
-def load(folder: Path, config: EngineConfig | None = None) -> LoadedModel:
-    """Map a model folder and build its engine."""
+def load(folder: Path, config: EngineConfig | None = None, *, activations: str = "int8") -> LoadedModel:
+    """Map a model folder and build its engine; activations as in `cg_local.load`."""
     opened = open_model_folder(folder)
     tokenizer = Tokenizer.from_file(opened.tokenizer_path)
-    engine = Engine(Model(opened), config, vocab_size=tokenizer.vocab_size)
+    engine = Engine(Model(opened, activations=activations), config, vocab_size=tokenizer.vocab_size)
     return LoadedModel(opened, engine, tokenizer)
 
 

@@ -26,6 +26,7 @@ class Completion:
         mean_logprob: mean natural logarithm of the probabilities of these tokens and of the stop token, if one ended
             the answer (`num_tokens` leaves it out); None when no token was chosen.
         prompt_tokens: of the prompt; cached_tokens: those of them that were already in the K/V cache.
+        drafted_tokens: guessed tokens that were computed; accepted_tokens: those of them that were right.
         truncated: the prompt left something out to fit; `notice` says in one line what.
         prefill_seconds: until the first token; decode_seconds: from there to the last.
         prefill_tokens_per_second, decode_tokens_per_second: None where there was too little to measure.
@@ -41,6 +42,8 @@ class Completion:
     decode_seconds: float
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     truncated: bool = False
     notice: str | None = None
 
@@ -168,6 +171,8 @@ def _completion(text: str, stop_reason: str, stats: GenerationStats) -> Completi
         decode_seconds=stats.decode_seconds,
         prefill_tokens_per_second=stats.prefill_tokens_per_second,
         decode_tokens_per_second=stats.decode_tokens_per_second,
+        drafted_tokens=stats.speculation.drafted,
+        accepted_tokens=stats.speculation.accepted,
     )
 
 

@@ -6,7 +6,7 @@ of page ids: entry i holds the K and V of its tokens i * page_size .. (i + 1) * 
 Invariants: a page is either free (count 0) or held by as many block tables as its count says. A full page is found
 again by its content: the key is the serial number of the page before it and the page's own tokens, compared whole, so a
 match means that all tokens from the start are the same. Freed pages keep their content until they are taken again, and
-are taken in the order in which they were freed.
+are taken in the order in which they were freed; a page that `truncate` gave back holds nothing and comes before them.
 
 Source of the design: PagedAttention, arXiv 2309.06180, and the automatic prefix cache built on it.
 """
@@ -138,17 +138,22 @@ class BlockManager:
             self._hold(page_id)
         return list(block_table)
 
+    def truncate(self, block_table: list[int], num_tokens: int) -> None:
+        """Give back the pages behind the first `num_tokens` tokens.
+
+        They hold no token that counts, so they are taken again before pages that may still be found by prefix.
+        """
+        while len(block_table) > -(-num_tokens // self.page_size):
+            page_id = block_table.pop()
+            self._drop(page_id)
+            if page_id in self._free and self._pages[page_id].key is None:
+                self._free.move_to_end(page_id, last=False)
+
     def release(self, block_table: list[int]) -> None:
         """Give back a sequence's pages and empty its block table; the last pages become the first to be taken again."""
         for page_id in reversed(block_table):
             self._drop(page_id)
         block_table.clear()
-
-    def forget(self) -> None:
-        """Make no page findable any more; block tables keep their pages."""
-        for page_id in self._by_key.values():
-            self._pages[page_id].key = None
-        self._by_key.clear()
 
     def _require(self, missing: int, need: str) -> None:
         if missing > len(self._free):

@@ -19,8 +19,8 @@ from pathlib import Path
 from cg_local.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20  # published files have about 600 bytes; label maps of fine-tunes a few kilobytes
-MAX_DIMENSION = 1 << 24  # far above any Gemma; keeps products of two dimensions far from overflow
-MAX_LAYERS = 1024
+MAX_DIMENSION, MAX_LAYERS = 1 << 24, 1024  # far above any Gemma; products of two dimensions stay far from overflow
+KV_DTYPES = ("float16", "float32", "int8")
 
 # Keys that say how a network is trained, stored or served, not what it computes.
 IGNORED_KEYS = frozenset(
@@ -255,10 +255,10 @@ class EngineConfig:
     Attributes:
         max_context: tokens of prompt and answer together; None: the model's max_position_embeddings.
         page_size: token slots of one page of K and V.
-        kv_dtype: how K and V are kept, "float16" or "float32"; None: as `kv_dtype_for` says.
+        kv_dtype: how K and V are kept, one of KV_DTYPES; None: as `kv_dtype_for` says.
         prefill_chunk: prompt tokens of one step; cancellation is looked at between chunks.
-        num_threads: threads of the kernels; None: chosen for this machine.
-        num_pages: pages of K and V; None: as many as max_context needs.
+        num_threads: threads of the kernels; num_pages: pages of K and V; None: as the machine and max_context need.
+        max_draft_tokens: guesses that a step verifies for each sequence at most; they change no token.
 
     Raises:
         ConfigError: a value of the wrong type or out of its range.
@@ -270,16 +270,16 @@ class EngineConfig:
     prefill_chunk: int = 512
     num_threads: int | None = None
     num_pages: int | None = None
+    max_draft_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check_int("page_size", self.page_size, 1)
-        _check_int("prefill_chunk", self.prefill_chunk, 1)
+        for name, low in (("page_size", 1), ("prefill_chunk", 1), ("max_draft_tokens", 0)):
+            _check_int(name, getattr(self, name), low)
         for name in ("max_context", "num_threads", "num_pages"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_int(name, value, 1)
-        if self.kv_dtype not in (None, "float16", "float32"):
-            raise ConfigError(f"kv_dtype is {_shown(self.kv_dtype)}; give float16 or float32")
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1)
+        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(f"kv_dtype is {_shown(self.kv_dtype)}; give one of {', '.join(KV_DTYPES)}")
 
     def kv_dtype_for(self, scheme: str) -> str:
         """Return how K and V are kept: float32 beside bf16 weights, which one runs for accuracy, else float16."""

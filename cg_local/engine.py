@@ -8,10 +8,10 @@ The engine belongs to one thread: Numba's thread pools do not bear two callers a
 
 from __future__ import annotations
 
-import itertools
 import os
+import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -25,66 +25,32 @@ from cg_local.kv_cache import KVCache
 from cg_local.memory import available_bytes, readable_size
 from cg_local.model import Model, SequenceSpan
 from cg_local.sampling import SampledToken, sample
+from cg_local.sequence import Sequence, TokenOutput
+from cg_local.speculation import SpeculationCounts, StepCosts, best_draft_length
 
-_sequence_ids = itertools.count()
 # `Engine.logits` computes so much of its result at a time.
 LOGITS_CHUNK_BYTES = 1 << 26
 
 
-@dataclass(eq=False)
-class Sequence:
-    """One request and its state.
-
-    Attributes:
-        token_ids: the prompt and every token chosen since.
-        num_prompt_tokens: how many of them are the prompt.
-        num_computed: how many have K and V in the pages.
-        num_cached: how many of the prompt were found in the prefix cache.
-        params: how to sample; stop_ids: tokens that end the sequence and are not part of its answer.
-        block_table: its page ids.
-        logprobs: of the chosen tokens, a stop token's included.
-        stop_reason: None while running; then "stop_id", "max_tokens", "context_full" or "cancelled".
-        stop_id: the token that ended it, if one did.
-    """
-
-    token_ids: list[int]
-    num_prompt_tokens: int
-    params: SamplingParams
-    stop_ids: frozenset[int]
-    random: np.random.Generator
-    max_new_tokens: int
-    num_computed: int = 0
-    num_cached: int = 0
-    block_table: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stop_reason: str | None = None
-    stop_id: int | None = None
-    sequence_id: int = field(default_factory=lambda: next(_sequence_ids))
-
-    @property
-    def completion_ids(self) -> list[int]:
-        """The tokens of the answer so far, without a stop token."""
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether no further token will come."""
-        return self.stop_reason is not None
-
-
 @dataclass(frozen=True)
-class TokenOutput:
-    """A token chosen in a step.
+class ScheduledSpan:
+    """What a step computes of one sequence.
 
     Attributes:
-        sequence: whose it is; its `stop_reason` says whether it was the last.
-        token_id: the token; a stop token is reported too, though it is not part of the answer.
-        logprob: natural logarithm of the model's probability of it.
+        sequence: the sequence.
+        count: how many of its tokens, from the first that is not computed.
+        draft: guesses of the tokens behind them; only where `count` reaches the last token.
     """
 
     sequence: Sequence
-    token_id: int
-    logprob: float
+    count: int
+    draft: list[int]
+
+    @property
+    def num_logits(self) -> int:
+        """Tokens whose logits are needed: the last one and the draft, if the count reaches so far."""
+        is_complete = self.sequence.num_computed + self.count == len(self.sequence.token_ids)
+        return 1 + len(self.draft) if is_complete else 0
 
 
 class Engine:
@@ -115,6 +81,8 @@ class Engine:
         self.cache = KVCache(model.config, num_pages=num_pages, page_size=page_size, dtype=dtype)
         self.block_manager = BlockManager(num_pages, page_size)
         self.sequences: list[Sequence] = []
+        self.speculation = SpeculationCounts()
+        self._costs = StepCosts()
 
     def add(
         self, token_ids: Collection[int], params: SamplingParams | None = None, stop_ids: Collection[int] = ()
@@ -147,35 +115,30 @@ class Engine:
         return sequence
 
     def step(self) -> list[TokenOutput]:
-        """Compute the next tokens of all sequences: one decode token each, and up to one chunk of prompts.
+        """Compute the next tokens of all sequences: a decode token and its draft each, and up to one chunk of prompts.
+
+        A draft's tokens are computed beside the token they follow. From each row the next token is drawn as without a
+        draft; while it is the guess, the next row is that of the sequence so drawn. So every token is drawn from the
+        same distribution and with the same random number as one step after the other: greedy and sampled answers do
+        not depend on drafts. It is the rejection sampling of Leviathan et al., arXiv 2211.17192, for a draft that is
+        sure of itself: the guess is accepted with the model's probability of it.
 
         Returns:
-            The tokens chosen; empty after a chunk that did not finish a prompt.
+            The tokens chosen, those of a sequence in their order; empty after a chunk that did not finish a prompt.
 
         Raises:
             CapacityError: no sequence can go on because too few pages are free. Cancel one and step again.
         """
+        started = time.perf_counter()
         scheduled = self._schedule()
         if not scheduled:
             return []
-        spans, token_ids, start = [], [], 0
-        for sequence, count in scheduled:
-            table = np.array(sequence.block_table, np.int32)
-            spans.append(SequenceSpan(start, count, sequence.num_computed, table))
-            token_ids += sequence.token_ids[sequence.num_computed : sequence.num_computed + count]
-            start += count
-        complete = [s for s, count in scheduled if s.num_computed + count == len(s.token_ids)]
-        rows = [
-            span.start + span.num_tokens - 1
-            for span, (s, count) in zip(spans, scheduled, strict=True)
-            if s.num_computed + count == len(s.token_ids)
-        ]
-        logits = self.model.forward(np.array(token_ids, np.int32), spans, self.cache, np.array(rows, np.int64))
+        logits = self._forward(scheduled)
         # All tokens are drawn before any sequence changes: an interrupt meanwhile leaves the step to be repeated.
-        drawn = [self._draw(sequence, row) for sequence, row in zip(complete, logits, strict=True)]
-        for sequence, count in scheduled:
-            self._advance(sequence, count)
-        return [self._append(sequence, sampled) for sequence, sampled in zip(complete, drawn, strict=True)]
+        drawn = self._draw_all(scheduled, logits)
+        if all(span.num_logits == 1 + len(span.draft) and span.count == 1 for span in scheduled):
+            self._costs.observe(len(logits), time.perf_counter() - started)
+        return [output for span, tokens in zip(scheduled, drawn, strict=True) for output in self._commit(span, tokens)]
 
     def run(self, on_token: Callable[[TokenOutput], None] | None = None) -> None:
         """Step until every sequence is finished; `on_token` sees each chosen token."""
@@ -257,10 +220,10 @@ class Engine:
                 "shorten the prompt or load with a larger max_context"
             )
 
-    def _schedule(self) -> list[tuple[Sequence, int]]:
+    def _schedule(self) -> list[ScheduledSpan]:
         """Choose how many tokens of each sequence to compute, and give them their pages."""
         budget = self.config.prefill_chunk
-        scheduled: list[tuple[Sequence, int]] = []
+        counts: list[tuple[Sequence, int]] = []
         refused: CapacityError | None = None
         for sequence in self.sequences:
             pending = len(sequence.token_ids) - sequence.num_computed
@@ -274,30 +237,119 @@ class Engine:
                 refused = error
                 continue
             budget -= count if pending > 1 else 0
-            scheduled.append((sequence, count))
-        if refused is not None and not scheduled:
+            counts.append((sequence, count))
+        if refused is not None and not counts:
             raise refused
-        return scheduled
+        drafts = self._drafts([sequence for sequence, _ in counts], is_decode=budget == self.config.prefill_chunk)
+        return [ScheduledSpan(sequence, count, draft) for (sequence, count), draft in zip(counts, drafts, strict=True)]
+
+    def _drafts(self, sequences: list[Sequence], is_decode: bool) -> list[list[int]]:
+        """Guess next tokens as far as it pays, and give them pages that no sequence needs in this step.
+
+        Args:
+            sequences: those of the step.
+            is_decode: the step computes no prompt; beside a prompt a few more tokens cost next to nothing.
+        """
+        limit = self.config.max_draft_tokens
+        if limit == 0:
+            return [[] for _ in sequences]
+        drafts = [self._guess(sequence, limit) for sequence in sequences]
+        if is_decode and any(drafts):
+            expected = [s.lookup.expected_tokens() if d else [1.0] for s, d in zip(sequences, drafts, strict=True)]
+            limit = best_draft_length(expected, self._costs)
+        return [self._fit(sequence, draft[:limit]) for sequence, draft in zip(sequences, drafts, strict=True)]
+
+    @staticmethod
+    def _guess(sequence: Sequence, limit: int) -> list[int]:
+        """Return what `lookup` proposes for a sequence that decodes, so far as the answer may go on."""
+        num_new = len(sequence.token_ids) - sequence.num_prompt_tokens
+        if num_new == 0:
+            return []
+        # The last token of an answer is chosen but never computed.
+        guesses = sequence.lookup.propose(sequence.token_ids, min(limit, sequence.max_new_tokens - num_new - 1))
+        ends = [place for place, token_id in enumerate(guesses) if token_id in sequence.stop_ids]
+        return guesses[: ends[0]] if ends else guesses
+
+    def _fit(self, sequence: Sequence, draft: list[int]) -> list[int]:
+        """Return as much of a draft as there are pages for, prepared to be written."""
+        while draft:
+            try:
+                self._prepare_pages(sequence, 1 + len(draft))
+                break
+            except CapacityError:
+                draft = draft[: len(draft) // 2]
+        return draft
 
     def _prepare_pages(self, sequence: Sequence, count: int) -> None:
+        """Take pages for the next `count` tokens, and make those that are there the sequence's own."""
         first, end = sequence.num_computed, sequence.num_computed + count
-        page_size = self.config.page_size
-        if first % page_size and first // page_size < len(sequence.block_table):
-            # The page that the last step left half full may be shared with a fork.
-            copy = self.block_manager.make_writable(sequence.block_table, first)
+        page_size, table = self.config.page_size, sequence.block_table
+        # The page that the last step left half full, and those that an interrupted step took, may be shared with a
+        # fork.
+        for entry in range(first // page_size, min(-(-end // page_size), len(table))):
+            copy = self.block_manager.make_writable(table, entry * page_size)
             if copy is not None:
                 self.cache.copy_page(copy.source, copy.destination)
-        self.block_manager.extend(sequence.block_table, end)
+        self.block_manager.extend(table, end)
+
+    def _forward(self, scheduled: list[ScheduledSpan]) -> NDArray[np.float32]:
+        """Compute the spans; return the logits of their last tokens and drafts, one sequence after the other."""
+        spans: list[SequenceSpan] = []
+        token_ids: list[int] = []
+        rows: list[int] = []
+        for span in scheduled:
+            sequence, first = span.sequence, span.sequence.num_computed
+            start, count = len(token_ids), span.count + len(span.draft)
+            spans.append(SequenceSpan(start, count, first, np.array(sequence.block_table, np.int32)))
+            token_ids += sequence.token_ids[first : first + span.count] + span.draft
+            rows += range(start + count - span.num_logits, start + count)
+        return self.model.forward(np.array(token_ids, np.int32), spans, self.cache, np.array(rows, np.int64))
+
+    def _draw_all(self, scheduled: list[ScheduledSpan], logits: NDArray[np.float32]) -> list[list[SampledToken]]:
+        """Draw each sequence's next tokens; after an interrupt the random numbers are as if none was drawn."""
+        states = [(span.sequence.random.bit_generator, span.sequence.random.bit_generator.state) for span in scheduled]
+        drawn, start = [], 0
+        try:
+            for span in scheduled:
+                drawn.append(self._draw(span, logits[start : start + span.num_logits]))
+                start += span.num_logits
+        except BaseException:
+            for bit_generator, state in states:
+                bit_generator.state = state
+            raise
+        return drawn
+
+    def _draw(self, span: ScheduledSpan, logits: NDArray[np.float32]) -> list[SampledToken]:
+        """Draw a token from each row as long as it is the guess whose row is next."""
+        sequence, drawn = span.sequence, list[SampledToken]()
+        is_penalized = sequence.params.repetition_penalty != 1.0
+        for place, row in enumerate(logits):
+            seen = sequence.token_ids + span.draft[:place] if is_penalized else ()
+            sampled = sample(row[: self.vocab_size], sequence.params, sequence.random, seen)
+            drawn.append(sampled)
+            if span.draft[place : place + 1] != [sampled.token_id]:
+                break
+        return drawn
+
+    def _commit(self, span: ScheduledSpan, drawn: list[SampledToken]) -> list[TokenOutput]:
+        """Take what was computed and drawn into the sequence; all tokens drawn but the last were in the draft."""
+        sequence, accepted = span.sequence, drawn[:-1]
+        sequence.token_ids += [sampled.token_id for sampled in accepted]
+        sequence.logprobs += [sampled.logprob for sampled in accepted]
+        self._advance(sequence, span.count + len(accepted))
+        sequence.lookup.learn([sampled.token_id for sampled in drawn])
+        for counts in (sequence.speculation, self.speculation):
+            counts.add(len(span.draft), len(accepted), is_decode=sequence.num_prompt_tokens < sequence.num_computed)
+        outputs = [TokenOutput(sequence, sampled.token_id, sampled.logprob) for sampled in accepted]
+        return outputs + [self._append(sequence, sampled) for sampled in drawn[-1:]]
 
     def _advance(self, sequence: Sequence, count: int) -> None:
         before = sequence.num_computed
         sequence.num_computed += count
+        # Pages that only rejected guesses needed are free again.
+        self.block_manager.truncate(sequence.block_table, sequence.num_computed)
         if sequence.num_computed // self.config.page_size > before // self.config.page_size:
             self.block_manager.register_full_pages(sequence.block_table, sequence.token_ids, sequence.num_computed)
-
-    def _draw(self, sequence: Sequence, logits: NDArray[np.float32]) -> SampledToken:
-        seen = sequence.token_ids if sequence.params.repetition_penalty != 1.0 else ()
-        return sample(logits[: self.vocab_size], sequence.params, sequence.random, seen)
 
     def _append(self, sequence: Sequence, sampled: SampledToken) -> TokenOutput:
         """Add a chosen token to its sequence, or end the sequence by it."""

@@ -1,4 +1,4 @@
-"""Token stream to text stream: stop ids, a stop decided on the text, interruption, statistics.
+"""Token stream to text stream: stop ids, interruption, statistics.
 
 This file owns the turning of chosen tokens into text as they come. It builds no prompt. Invariant: the texts of the
 pieces joined together are the decoded answer; no piece ends within a character, and a stop token is in none.
@@ -7,15 +7,15 @@ pieces joined together are the decoded answer; no piece ends within a character,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 
 from cg_local.config import SamplingParams
-from cg_local.engine import Engine, Sequence
+from cg_local.engine import Engine
 from cg_local.errors import CapacityError
+from cg_local.sequence import Sequence
+from cg_local.speculation import SpeculationCounts
 from cg_local.tokenizer import Tokenizer
-
-StopTest = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class GenerationStats:
         prompt_tokens: tokens of the prompt; cached_tokens: those of them found in the prefix cache.
         completion_tokens: tokens of the answer, without a stop token.
         prefill_seconds: from the start to the first token; decode_seconds: from there to the last.
-        stop_reason: "stop_id", "max_tokens", "context_full", "stop_test", or "interrupted".
+        stop_reason: "stop_id", "max_tokens", "context_full" or "interrupted".
         stop_id: the token that ended the answer, if one did.
         logprobs: of each chosen token, a stop token's included.
+        speculation: guessed tokens that were computed, and those of them that were right.
     """
 
     prompt_tokens: int
@@ -54,6 +55,7 @@ class GenerationStats:
     stop_reason: str | None = None
     stop_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
+    speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
 
     @property
     def mean_logprob(self) -> float | None:
@@ -81,16 +83,15 @@ class TextStream:
     be read in turns.
     """
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, sequence: Sequence, should_stop: StopTest | None = None
-    ) -> None:
-        self._engine, self._sequence, self._should_stop = engine, sequence, should_stop
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, sequence: Sequence) -> None:
+        self._engine, self._sequence = engine, sequence
         self._decoder = tokenizer.stream_decoder()
         self._text = ""
         self._first_token_at: float | None = None
         self._started_at = time.perf_counter()
         self._pieces = self._generate()
-        self.stats = GenerationStats(sequence.num_prompt_tokens, sequence.num_cached)
+        # The counts are the sequence's own, so they are up to date without being copied.
+        self.stats = GenerationStats(sequence.num_prompt_tokens, sequence.num_cached, speculation=sequence.speculation)
 
     @property
     def text(self) -> str:
@@ -113,7 +114,7 @@ class TextStream:
     def _generate(self) -> Generator[TextPiece, None, None]:
         try:
             while self.stats.stop_reason is None and not (self._sequence.is_finished and self._has_taken_all()):
-                # The steps that another stream asked for compute tokens of this one, too.
+                # A step may have computed several, and the steps that another stream asked for tokens of this one.
                 if self._has_taken_all():
                     self._engine.step()
                 else:
@@ -144,9 +145,6 @@ class TextStream:
         self.stats.completion_tokens += 1
         text = self._decoder.push(token_id)
         self._text += text
-        if self._should_stop is not None and self._should_stop(self._text):
-            self._engine.cancel(sequence)
-            self.stats.stop_reason = "stop_test"
         yield TextPiece(text, (token_id,), (logprob,))
 
     def _finish(self) -> str:
@@ -167,8 +165,6 @@ def stream_text(
     token_ids: Collection[int],
     params: SamplingParams | None = None,
     stop_ids: Collection[int] = (),
-    *,
-    should_stop: StopTest | None = None,
 ) -> TextStream:
     """Answer a prompt as a stream of text.
 
@@ -178,9 +174,8 @@ def stream_text(
         token_ids: the prompt.
         params: how to sample and how many tokens at most; default greedy.
         stop_ids: tokens that end the answer, never shown.
-        should_stop: looked at after each token with all text so far; True ends the answer there.
 
     Raises:
         PromptError, CapacityError: as `Engine.add`.
     """
-    return TextStream(engine, tokenizer, engine.add(token_ids, params, stop_ids), should_stop)
+    return TextStream(engine, tokenizer, engine.add(token_ids, params, stop_ids))

@@ -45,17 +45,17 @@ def memory_need(weight_bytes: int, scheme: str, config: ModelConfig, engine: Eng
         weight_bytes: of the tensors.
         scheme: of the weights.
         config: of the model.
-        engine: context, page size, K/V type and prefill chunk.
+        engine: context, page size, K/V type, prefill chunk and length of drafts.
     """
     context = min(engine.max_context or config.max_position_embeddings, config.max_position_embeddings)
     num_pages = engine.num_pages or -(-context // engine.page_size)
     # The arrays that a step holds at once: gate, up and the layout of their product; the residual stream, its norm and
-    # what is added to it; queries and attention outputs; one row of logits.
+    # what is added to it; queries and attention outputs; logits of one sequence and its draft.
     widths = 3 * config.intermediate_size + 8 * config.hidden_size + 4 * config.num_heads * config.head_dim
     return MemoryNeed(
         weights=weight_bytes,
         kv_cache=num_pages * page_bytes(config, engine.page_size, engine.kv_dtype_for(scheme)),
-        scratch=4 * (min(engine.prefill_chunk, context) * widths + config.vocab_size),
+        scratch=4 * (min(engine.prefill_chunk, context) * widths + (1 + engine.max_draft_tokens) * config.vocab_size),
     )
 
 
@@ -86,7 +86,7 @@ def check_memory(name: str, need: MemoryNeed, available: int | None) -> None:
     raise CapacityError(
         f"{name}: needs {readable_size(need.total)} of memory (weights {readable_size(need.weights)}, K/V "
         f"{readable_size(need.kv_cache)}, scratch {readable_size(need.scratch)}), {readable_size(available)} are free; "
-        "use a smaller context or a smaller scheme, or close other programs"
+        "use a smaller context, K and V in int8 (--kv-dtype int8), or a smaller scheme, or close other programs"
     )
 
 

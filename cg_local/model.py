@@ -19,17 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local import kernels
-from cg_local.errors import ModelFolderError
+from cg_local.errors import ConfigError, ModelFolderError
 from cg_local.kv_cache import KVCache
 from cg_local.model_folder import ModelFolder
 from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, num_tiles
 
 Floats = NDArray[np.float32]
-# Codes, scales and sums in the block layout of `kernels/matmul.py`.
-Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32]]
+# Codes, scales, sums and corrections in the block layout of `kernels/matmul.py`.
+Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]]
 
+# How the inputs of products with 8-bit weights are rounded; 4- and 6-bit weights always take int8.
+ACTIVATIONS = ("int8", "int16")
 # Up to this many new tokens of a sequence, attention spreads its context over the threads instead of its tokens.
-DECODE_TOKENS = 4
+DECODE_TOKENS = 16
 # Below this cost (bytes of weights times blocks of tokens) a second thread takes longer to wake than it saves.
 MIN_SHARED_COST = 1 << 17
 # Quantizing an activation takes as long as reading this many bytes of weights.
@@ -91,9 +93,10 @@ class Activations:
     ) -> None:
         self._x, self._workspace, self._name, self._norm = x, workspace, name, norm
         self.num_tokens, self.columns = x.shape
-        self.tokens_per_block = 1 if self.num_tokens == 1 else kernels.BLOCK_TOKENS
-        self.num_blocks = -(-self.num_tokens // self.tokens_per_block)
+        self.tokens_per_block: int = 1 if self.num_tokens == 1 else kernels.BLOCK_TOKENS
+        self.num_blocks: int = -(-self.num_tokens // self.tokens_per_block)
         self._int8: Quantized | None = None
+        self._int16: tuple[NDArray[np.int16], Floats] | None = None
         self._blocked: Floats | None = None
 
     @property
@@ -102,7 +105,7 @@ class Activations:
         return self.num_blocks * self.tokens_per_block
 
     def int8(self) -> Quantized:
-        """Return codes, scales and sums as `kernels.quantize_activations` writes them."""
+        """Return codes, scales, sums and corrections as `kernels.quantize_activations` writes them."""
         if self._int8 is None:
             gain, eps = self._norm or (_NO_GAIN, _NO_EPS)
             self._int8 = int8_blocks(self, self.columns, self._workspace, self._name)
@@ -110,17 +113,30 @@ class Activations:
             kernels.quantize_activations(self._x, gain, eps, *self._int8, workers)
         return self._int8
 
+    def int16(self) -> tuple[NDArray[np.int16], Floats]:
+        """Return codes and scales as `kernels.quantize_activations_int16` writes them."""
+        if self._int16 is None:
+            shape = self.num_blocks, self.columns // GROUP, self.tokens_per_block
+            codes = self._workspace.array(self._name + ".int16_codes", (*shape, GROUP), np.int16)
+            scales = self._workspace.array(self._name + ".int16_scales", shape)
+            kernels.quantize_activations_int16(self._normalized(), codes, scales)
+            self._int16 = codes, scales
+        return self._int16
+
     def blocked(self) -> Floats:
         """Return float32 [blocks, columns, tokens_per_block] as `kernels.block_activations` writes it."""
         if self._blocked is None:
-            x = self._x
-            if self._norm is not None:
-                x = self._workspace.array(self._name + ".normalized", x.shape)
-                kernels.rms_norm(self._x, *self._norm, x)
             shape = self.num_blocks, self.columns, self.tokens_per_block
             self._blocked = self._workspace.array(self._name + ".blocked", shape)
-            kernels.block_activations(x, self._blocked)
+            kernels.block_activations(self._normalized(), self._blocked)
         return self._blocked
+
+    def _normalized(self) -> Floats:
+        if self._norm is None:
+            return self._x
+        normalized: Floats = self._workspace.array(self._name + ".normalized", self._x.shape)
+        kernels.rms_norm(self._x, *self._norm, normalized)
+        return normalized
 
 
 class GatedActivations:
@@ -131,17 +147,18 @@ class GatedActivations:
         self._int8 = int8_blocks(like, columns, workspace, name)
 
     def int8(self) -> Quantized:
-        """Return codes, scales and sums."""
+        """Return codes, scales, sums and corrections."""
         return self._int8
 
 
 def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> Quantized:
-    """Return uninitialized codes, scales and sums for `columns` columns, in the blocks of other activations."""
+    """Return uninitialized arrays for the quantized form of `columns` columns, in the blocks of other activations."""
     shape = like.num_blocks, columns // GROUP, like.tokens_per_block
     return (
         workspace.array(name + ".codes", (*shape, GROUP), np.int8),
         workspace.array(name + ".scales", shape),
         workspace.array(name + ".sums", shape, np.int32),
+        workspace.array(name + ".corrections", (*shape, GROUP // 8), np.int32),
     )
 
 
@@ -153,24 +170,30 @@ def num_workers(cost: int) -> int:
 class Projections:
     """Weight matrices with a common input, multiplied together.
 
-    Integer formats run in one parallel region on the generated kernels; the portable ones and bf16 one by one.
+    Integer formats run in one parallel region on the generated kernels; the portable ones, bf16 and 8-bit weights with
+    16-bit activations one by one.
 
     Args:
         matrices: packed, usually mapped from a model folder, with equal numbers of columns.
         names: of their outputs in the workspace, and in messages.
+        rounding: of ACTIVATIONS, for 8-bit weights.
 
     Raises:
         ModelFolderError: the engine has no kernel for a matrix's format.
     """
 
-    def __init__(self, matrices: Sequence[PackedMatrix], names: Sequence[str]) -> None:
+    def __init__(self, matrices: Sequence[PackedMatrix], names: Sequence[str], rounding: str = "int8") -> None:
         self._names, self._matrices = tuple(names), tuple(matrices)
         for matrix, name in zip(matrices, names, strict=True):
             if matrix.format not in kernels.MATMUL:
                 raise ModelFolderError(f"{name}: the engine has no kernel for {matrix.format}; quantize again")
         self._parts = [tuple(_kernel_view(part) for part in matrix.parts.values()) for matrix in matrices]
-        self._is_fused = all(matrix.format in kernels.FUSED_FORMATS for matrix in matrices)
-        self._jobs = kernels.table_of_jobs(matrices) if self._is_fused else None
+        self._takes_int16 = [rounding == "int16" and matrix.format == "i8g64" for matrix in matrices]
+        fused = kernels.FUSED_FORMATS
+        pairs = zip(matrices, self._takes_int16, strict=True)
+        self._fused = [index for index, (m, int16) in enumerate(pairs) if m.format in fused and not int16]
+        self.is_fused = len(self._fused) == len(matrices)
+        self._jobs = kernels.table_of_jobs([matrices[index] for index in self._fused]) if self._fused else None
         self._num_bytes = sum(part.nbytes for matrix in matrices for part in matrix.parts.values())
 
     def __call__(self, x: Activations | GatedActivations, workspace: Workspace) -> list[Floats]:
@@ -180,25 +203,35 @@ class Projections:
             for name, matrix in zip(self._names, self._matrices, strict=True)
         ]
         if self._jobs is not None:
-            for job, out in zip(self._jobs, outs, strict=True):
-                job[kernels.OUT], job[kernels.STRIDE] = out.ctypes.data, out.shape[1]
+            for job, index in zip(self._jobs, self._fused, strict=True):
+                job[kernels.OUT], job[kernels.STRIDE] = outs[index].ctypes.data, outs[index].shape[1]
             self._run(x, kernels.STORE, workspace)
-        else:
-            for matrix, parts, out in zip(self._matrices, self._parts, outs, strict=True):
-                inputs = (x.blocked(),) if matrix.format == "bf16" else x.int8()  # type: ignore[union-attr]
-                kernels.MATMUL[matrix.format](*parts, *inputs, out)
+        for index, out in enumerate(outs):
+            if index not in self._fused:
+                assert isinstance(x, Activations)  # `gate` fuses only before matrices that are fused too
+                self._multiply(index, x, out)
         return [out[: x.num_tokens, : matrix.shape[0]] for out, matrix in zip(outs, self._matrices, strict=True)]
 
     def add_to(self, total: Floats, x: Activations | GatedActivations, workspace: Workspace) -> None:
         """Add the product of the only matrix to total, float32 [num_tokens, rows]."""
-        if self._is_fused:
+        if self.is_fused:
             self._run(x, kernels.ADD, workspace, total=total)
         else:
             total += self(x, workspace)[0]
 
-    def gate(self, x: Activations, workspace: Workspace, name: str) -> Activations | GatedActivations:
-        """Return gelu_tanh(first product) * second product as the input of the next one."""
-        if self._is_fused:
+    def _multiply(self, index: int, x: Activations, out: Floats) -> None:
+        """Write the product of one matrix that is not fused."""
+        parts, format = self._parts[index], self._matrices[index].format
+        if self._takes_int16[index]:
+            kernels.matmul_i8g64_int16(*parts, *x.int16(), out)
+        else:
+            kernels.MATMUL[format](*parts, *((x.blocked(),) if format == "bf16" else x.int8()[:3]), out)
+
+    def gate(
+        self, x: Activations, workspace: Workspace, name: str, following: Projections
+    ) -> Activations | GatedActivations:
+        """Return gelu_tanh(first product) * second product as the input of the following projections."""
+        if self.is_fused and following.is_fused:
             gated = GatedActivations(x, self._matrices[0].shape[0], workspace, name)
             self._run(x, kernels.GATE, workspace, gated=gated)
             return gated
@@ -216,7 +249,7 @@ class Projections:
     ) -> None:
         int8 = x.int8()
         workers = num_workers(self._num_bytes * len(int8[0]))
-        scratch = workspace.array("scratch", (workers, kernels.SCRATCH_TILES * x.padded_tokens * TILE_ROWS))
+        scratch = workspace.array("scratch", (workers, kernels.scratch_floats(x.padded_tokens)))
         y = int8 if gated is None else gated.int8()
         kernels.run_products(self._jobs, *int8, x.num_tokens, mode, total, *y, scratch, workers)
 
@@ -244,16 +277,23 @@ class Model:
 
     Args:
         folder: an opened model folder; it stays mapped as long as the model lives.
+        activations: of ACTIVATIONS. "int16" rounds the inputs of 8-bit weights 257 times finer, so that a q8 model's
+            error is that of its weights alone.
 
     Raises:
         ModelFolderError: a weight has a format without a kernel.
+        ConfigError: an unknown kind of activations.
     """
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: ModelFolder, *, activations: str = "int8") -> None:
+        if activations not in ACTIVATIONS:
+            raise ConfigError(f"activations is {activations!r}; give {' or '.join(ACTIVATIONS)}")
+        self._rounding = activations
         self.config = folder.config
         self.folder = folder
         self._embedding = folder.matrices["model.embed_tokens.weight"]
-        self._head = Projections([folder.matrices.get("lm_head.weight", self._embedding)], ["logits"])
+        head = folder.matrices.get("lm_head.weight", self._embedding)
+        self._head = Projections([head], ["logits"], activations)
         self._eps = np.float32(self.config.rms_norm_eps)
         self._layers = [self._bind_layer(layer) for layer in range(self.config.num_layers)]
         self._final_norm = np.asarray(folder.gains["model.norm.weight"]), self._eps
@@ -268,7 +308,7 @@ class Model:
 
         def projections(*names: str) -> Projections:
             # Outputs of one kind share memory over the layers.
-            return Projections([matrices[f"{prefix}{name}.weight"] for name in names], names)
+            return Projections([matrices[f"{prefix}{name}.weight"] for name in names], names, self._rounding)
 
         def norm(name: str) -> tuple[Floats, np.float32]:
             return np.asarray(gains[f"{prefix}{name}.weight"]), self._eps
@@ -335,8 +375,7 @@ class Model:
         kernels.rope(q, *rotation)
         kernels.rope(k, *rotation)
         keys, values = cache.keys[index], cache.values[index]
-        kernels.write_pages(k, keys, slots)
-        kernels.write_pages(v, values, slots)
+        kernels.write_pages(k, v, keys, values, slots)
         out = self._workspace.array("attention", (num_tokens, self.config.num_heads * head_dim))
         scale = np.float32(1 / math.sqrt(head_dim))
         for span in spans:
@@ -348,7 +387,8 @@ class Model:
     def _mlp(self, layer: Layer, x: Floats) -> None:
         """Add the MLP block's output to x."""
         normalized = Activations(x, self._workspace, "normalized", layer.mlp_norm)
-        layer.down.add_to(x, layer.gate_up.gate(normalized, self._workspace, "mlp"), self._workspace)
+        gated = layer.gate_up.gate(normalized, self._workspace, "mlp", layer.down)
+        layer.down.add_to(x, gated, self._workspace)
 
     @staticmethod
     def _slots(span: SequenceSpan, page_size: int) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ from cg_local.model import Model
 from cg_local.model_folder import ModelFolder, open_model_folder
 from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
+from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
 
 Notice = Callable[[str], None]
@@ -232,6 +233,9 @@ def load(
     scheme: str | None = None,
     max_context: int | None = None,
     num_threads: int | None = None,
+    activations: str = "int8",
+    kv_dtype: str | None = None,
+    speculation: bool = True,
     on_notice: Notice | None = None,
     on_progress: Progress | None = None,
 ) -> LocalModel:
@@ -246,13 +250,19 @@ def load(
             another one is refused.
         max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
         num_threads: threads of the kernels; default one for each processor that this process may use.
+        activations: how the inputs of products with 8-bit weights are rounded, "int8" or the finer "int16".
+        kv_dtype: how keys and values are kept: "float16", "float32", or "int8", which takes half of float16's memory;
+            default float16, float32 beside bf16 weights.
+        speculation: guess the next tokens from the text so far and compute several at once where that saves time;
+            answers are the same with and without.
         on_notice: called with each one-line thing that a user should be told.
         on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
 
     Raises:
         ModelFolderError: no such model, or its folder is damaged.
         TokenizerError: tokenizer.model is unusable.
-        ConfigError: another scheme than the folder's, a context below 1, or more threads than there are.
+        ConfigError: another scheme than the folder's, a context below 1, more threads than there are, or an unknown
+            kv_dtype or activations.
         CapacityError: the memory that is free does not hold the model.
         QuantizeError: the cache cannot be written.
     """
@@ -265,11 +275,14 @@ def load(
             on_notice(notice)
     limit = folder.config.max_position_embeddings
     config = EngineConfig(
-        max_context=limit if max_context is None else min(max_context, limit), num_threads=num_threads
+        max_context=limit if max_context is None else min(max_context, limit),
+        num_threads=num_threads,
+        kv_dtype=kv_dtype,
+        max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
     )
     weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
     check_memory(found.name, memory_need(weight_bytes, folder.scheme, folder.config, config), available_bytes())
-    engine = Engine(Model(folder), config, vocab_size=tokenizer.vocab_size)
+    engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model

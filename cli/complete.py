@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cg_local.cli import options
-from cg_local.cli.render import AnswerWriter, end_answer, follow, print_json, rounded_logprob, timings
+from cg_local.cli.render import (
+    AnswerWriter,
+    end_answer,
+    follow,
+    print_json,
+    rounded_logprob,
+    speculation_counts,
+    timings,
+)
 from cg_local.cli.session import load_model, read_text, sampling
 
 if TYPE_CHECKING:
@@ -28,6 +36,8 @@ def complete(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     threads: options.Threads = None,
+    kv_dtype: options.OptionalKvDtype = None,
+    speculation: options.Speculation = True,
     json: options.Json = False,
 ) -> None:
     """Continue a text, without a prompt format; what is written after it goes to stdout.
@@ -39,7 +49,7 @@ def complete(
     """
     source = read_text(file)
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
-    loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
+    loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype, speculation)
     stream = loaded.complete(source.text, params=params, stream=True)
     result = follow(stream, AnswerWriter(source.newline, is_silent=json))
     if json:
@@ -60,4 +70,5 @@ def _document(file: str, newline: str, model: LocalModel, result: Completion) ->
         "cached_tokens": result.cached_tokens,
         "truncated": result.truncated,
         "timings": timings(model.load_seconds, result),
+        "speculation": speculation_counts(result),
     }

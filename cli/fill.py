@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from cg_local.cli import options
-from cg_local.cli.render import AnswerWriter, end_answer, follow, print_json, rounded_logprob, timings
+from cg_local.cli.render import (
+    AnswerWriter,
+    end_answer,
+    follow,
+    print_json,
+    rounded_logprob,
+    speculation_counts,
+    timings,
+)
 from cg_local.cli.session import load_model, read_text, sampling
 from cg_local.infill.cursor import STANDARD_INPUT, Gap, SourceText, Target, locate, parse_target
 
@@ -39,6 +47,8 @@ def fill(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     threads: options.Threads = None,
+    kv_dtype: options.OptionalKvDtype = None,
+    speculation: options.Speculation = True,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
@@ -57,7 +67,7 @@ def fill(
     source = read_text(place.file)
     gap = locate(source, place)
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
-    loaded = load_model(model, scheme, context_tokens + max_tokens, threads)
+    loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype, speculation)
     stream = loaded.infill(
         gap.prefix,
         gap.suffix,
@@ -110,4 +120,5 @@ def _document(place: Target, gap: Gap, source: SourceText, model: LocalModel, re
         "cached_tokens": result.cached_tokens,
         "truncated": result.truncated,
         "timings": timings(model.load_seconds, result),
+        "speculation": speculation_counts(result),
     }

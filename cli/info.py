@@ -22,6 +22,7 @@ def info(
     context: Annotated[
         Optional[int], typer.Option("--context", min=1, help="Tokens of context; default: the model's.")  # noqa: UP045
     ] = None,
+    kv_dtype: options.OptionalKvDtype = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare the digests.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -40,18 +41,18 @@ def info(
     found = find_model(model)
     document: dict[str, Any] = {"name": found.name, "path": str(found.path)}
     if is_model_folder(found.path):
-        document |= _model_folder(found.path, context, verify)
+        document |= _model_folder(found.path, context, kv_dtype, verify)
     elif verify:
         raise typer.BadParameter("published weights carry no digests; quantize them first", param_hint="--verify")
     else:
-        document |= _checkpoint(found.path, context)
+        document |= _checkpoint(found.path, context, kv_dtype)
     if json:
         print_json(document)
     else:
         write_stdout(_text(document))
 
 
-def _model_folder(path: Path, context: int | None, verify: bool) -> dict[str, Any]:
+def _model_folder(path: Path, context: int | None, kv_dtype: options.KvDtype | None, verify: bool) -> dict[str, Any]:
     from cg_local.model_folder import open_model_folder
 
     folder = open_model_folder(path, verify=verify)
@@ -65,11 +66,11 @@ def _model_folder(path: Path, context: int | None, verify: bool) -> dict[str, An
         "licence": _licence(path),
         "quality": _quality(folder.metadata.get("quality")),
         "verified": verify,
-        "schemes": [_scheme(folder.scheme, weight_bytes, bits, folder.config, context)],
+        "schemes": [_scheme(folder.scheme, weight_bytes, bits, folder.config, context, kv_dtype)],
     }
 
 
-def _checkpoint(path: Path, context: int | None) -> dict[str, Any]:
+def _checkpoint(path: Path, context: int | None, kv_dtype: options.KvDtype | None) -> dict[str, Any]:
     from cg_local.checkpoint import open_checkpoint
     from cg_local.quant.schemes import plan_checkpoint
 
@@ -78,11 +79,12 @@ def _checkpoint(path: Path, context: int | None) -> dict[str, Any]:
         notice(text)
     plans = [plan_checkpoint(checkpoint, scheme.value) for scheme in options.Scheme]
     config = checkpoint.config
+    schemes = [_scheme(plan.scheme, plan.num_bytes, plan.bits_per_weight, config, context, kv_dtype) for plan in plans]
     return {
         "kind": "published weights",
         "architecture": _architecture(config),
         "licence": _licence(path),
-        "schemes": [_scheme(plan.scheme, plan.num_bytes, plan.bits_per_weight, config, context) for plan in plans],
+        "schemes": schemes,
     }
 
 
@@ -92,16 +94,25 @@ def _architecture(config: ModelConfig) -> dict[str, int]:
     return {**figures, "parameters": config.num_parameters}
 
 
-def _scheme(scheme: str, weight_bytes: int, bits: float, config: ModelConfig, context: int | None) -> dict[str, Any]:
+def _scheme(
+    scheme: str,
+    weight_bytes: int,
+    bits: float,
+    config: ModelConfig,
+    context: int | None,
+    kv_dtype: options.KvDtype | None,
+) -> dict[str, Any]:
     from cg_local.config import EngineConfig
     from cg_local.memory import available_bytes, memory_need
 
     tokens = min(context or config.max_position_embeddings, config.max_position_embeddings)
-    need, free = memory_need(weight_bytes, scheme, config, EngineConfig(max_context=tokens)), available_bytes()
+    engine = EngineConfig(max_context=tokens, kv_dtype=kv_dtype.value if kv_dtype else None)
+    need, free = memory_need(weight_bytes, scheme, config, engine), available_bytes()
     return {
         "scheme": scheme,
         "bits_per_weight": round(bits, 3),
         "context": tokens,
+        "kv_dtype": engine.kv_dtype_for(scheme),
         "weight_bytes": need.weights,
         "kv_cache_bytes": need.kv_cache,
         "scratch_bytes": need.scratch,
@@ -180,7 +191,7 @@ def _scheme_text(scheme: Mapping[str, Any]) -> str:
         verdict = f"{'fits' if scheme['fits'] else 'does NOT fit'} in {readable_size(free)} of free memory"
     return (
         f"{scheme['scheme']:<12}{scheme['bits_per_weight']:.2f} bits a weight: weights "
-        f"{readable_size(scheme['weight_bytes'])} + K/V {readable_size(scheme['kv_cache_bytes'])} for "
-        f"{scheme['context']:,} tokens + scratch {readable_size(scheme['scratch_bytes'])} = "
+        f"{readable_size(scheme['weight_bytes'])} + K/V {readable_size(scheme['kv_cache_bytes'])} "
+        f"({scheme['kv_dtype']}) for {scheme['context']:,} tokens + scratch {readable_size(scheme['scratch_bytes'])} = "
         f"{readable_size(scheme['total_bytes'])}; {verdict}\n"
     )

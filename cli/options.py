@@ -33,6 +33,14 @@ class Scheme(str, Enum):
     bf16 = "bf16"
 
 
+class KvDtype(str, Enum):
+    """How keys and values are kept."""
+
+    float16 = "float16"
+    float32 = "float32"
+    int8 = "int8"
+
+
 def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number.")
@@ -88,7 +96,17 @@ Threads = Annotated[
         "--threads", min=1, callback=_within_processors, help="Threads of the kernels; default: every processor."
     ),
 ]
+Speculation = Annotated[
+    bool,
+    typer.Option(
+        "--speculation/--no-speculation", help="Compute guessed tokens where that saves time; the answer is the same."
+    ),
+]
 ContextTokens = Annotated[
     int,
     typer.Option("--context-tokens", min=32, help="Tokens of the prompt at most; the nearest text is kept."),
+]
+OptionalKvDtype = Annotated[
+    Optional[KvDtype],  # noqa: UP045
+    typer.Option("--kv-dtype", help="How K and V are kept; int8 halves their memory. Default: float16."),
 ]

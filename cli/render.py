@@ -188,6 +188,11 @@ def timings(load_seconds: float, result: Completion) -> dict[str, float | None]:
     }
 
 
+def speculation_counts(result: Completion) -> dict[str, int]:
+    """Return the member `speculation` of a document."""
+    return {"drafted": result.drafted_tokens, "accepted": result.accepted_tokens}
+
+
 def rounded_logprob(value: float | None) -> float | None:
     """Return a logarithm of a probability with the digits that mean something."""
     return None if value is None else round(value, 4)

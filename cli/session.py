@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from cg_local.cli.options import Scheme
+from cg_local.cli.options import KvDtype, Scheme
 from cg_local.cli.render import Status, notice
 from cg_local.errors import SourceFileError
 from cg_local.infill.cursor import (
@@ -63,7 +63,14 @@ def sampling(
     )
 
 
-def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: int | None) -> LocalModel:
+def load_model(
+    name: str,
+    scheme: Scheme | None,
+    max_context: int,
+    num_threads: int | None,
+    kv_dtype: KvDtype | None,
+    speculation: bool,
+) -> LocalModel:
     """Load a model as `cg_local.load` does.
 
     Args:
@@ -71,6 +78,8 @@ def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: 
         scheme: how to quantize an embedded model.
         max_context: tokens of prompt and answer together.
         num_threads: threads of the kernels; None: one for each processor.
+        kv_dtype: how K and V are kept; None: as the scheme has it.
+        speculation: compute guessed tokens where that saves time.
     """
     status = Status()
     _leave_scipy_out()
@@ -82,6 +91,8 @@ def load_model(name: str, scheme: Scheme | None, max_context: int, num_threads: 
             scheme=scheme.value if scheme else None,
             max_context=max_context,
             num_threads=num_threads,
+            kv_dtype=kv_dtype.value if kv_dtype else None,
+            speculation=speculation,
             on_notice=notice,
             on_progress=status.progress(name),
         )

@@ -28,17 +28,20 @@ from cg_local.packing import (
 
 FORMATS = ("c4g32", "i6g32", "i8g64", "bf16")
 NUM_CODE_BITS = {"c4g32": 4, "i6g32": 6}
-# Codes, scales and sums in the kernels' layout.
-Blocks = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]
+# Codes, scales, sums and corrections in the kernels' layout.
+Blocks = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]
 EPS = 2.0**-24  # half a unit in the last place of float32 just below 1: the largest relative error of one rounding
 CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63])
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Quantized activations by row: codes int8 [num_tokens, columns], scales float32 [num_tokens, columns / 32]."""
+    """Quantized activations by row; the codes' type chooses the product.
 
-    codes: NDArray[np.int8]
+    codes int8 or int16 [num_tokens, columns], scales float32 [num_tokens, columns / 32].
+    """
+
+    codes: NDArray[np.int8] | NDArray[np.int16]
     scales: NDArray[np.float32]
 
     @property
@@ -49,17 +52,32 @@ class Codes:
         return self.codes.astype(np.float64) * np.repeat(self.scales.astype(np.float64), GROUP, axis=1)
 
     def in_blocks(self, tokens: int) -> Blocks:
-        """Return codes, scales and sums in the kernels' layout, blocks of `tokens` filled up with zeros."""
+        """Return codes, scales, sums and corrections as the kernels take them, blocks of `tokens` filled with zeros."""
         missing = -self.num_tokens % tokens
         codes = np.pad(self.codes, ((0, missing), (0, 0))).reshape(-1, tokens, self.codes.shape[1] // GROUP, GROUP)
         scales = np.pad(self.scales, ((0, missing), (0, 0))).reshape(-1, tokens, self.scales.shape[1])
-        codes = np.ascontiguousarray(codes.swapaxes(1, 2))
-        return codes, np.ascontiguousarray(scales.swapaxes(1, 2)), codes.sum(axis=3, dtype=np.int32)
+        codes, scales = np.ascontiguousarray(codes.swapaxes(1, 2)), np.ascontiguousarray(scales.swapaxes(1, 2))
+        return codes, scales, codes.sum(axis=3, dtype=np.int32), corrections(codes)
+
+    def in_int16_blocks(self, tokens: int) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+        """Return int16 codes and scales in the kernels' layout: columns 4k..4k+3 in the order 0, 2, 1, 3."""
+        codes, scales, *_ = self.in_blocks(tokens)
+        quads = codes.reshape(*codes.shape[:3], GROUP // 4, 4)[..., [0, 2, 1, 3]]
+        return np.ascontiguousarray(quads).reshape(codes.shape).astype(np.int16), scales
 
 
-def random_codes(random: np.random.Generator, num_tokens: int, columns: int, *, is_exact: bool = False) -> Codes:
-    """Draw activations; is_exact: scales are 1, so that short float sums are exact."""
-    codes = random.integers(-127, 128, (num_tokens, columns)).astype(np.int8)
+def corrections(codes: NDArray[np.signedinteger]) -> NDArray[np.int32]:
+    """Return -64 times the sums of the columns 0, 1, 4, 5 and 2, 3, 6, 7 of each 8, as pairs of int16."""
+    pairs = codes.reshape(*codes.shape[:3], GROUP // 8, 2, 2, 2).astype(np.int64).sum(axis=(4, 6))
+    return np.ascontiguousarray((-64 * pairs).astype(np.int16)).view(np.int32)[..., 0]
+
+
+def random_codes(
+    random: np.random.Generator, num_tokens: int, columns: int, *, is_exact: bool = False, is_int16: bool = False
+) -> Codes:
+    """Draw activations; is_exact: scales are 1 and codes small enough that short float sums are exact."""
+    limit = 127 if not is_int16 else 254 if is_exact else 32639
+    codes = random.integers(-limit, limit + 1, (num_tokens, columns)).astype(np.int16 if is_int16 else np.int8)
     shape = num_tokens, columns // GROUP
     return Codes(codes, np.ones(shape, np.float32) if is_exact else random.uniform(0, 3, shape).astype(np.float32))
 
@@ -136,6 +154,9 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
     """Run a product of a module of kernels over blocks of `tokens`; float32 [num_tokens, padded rows]."""
     num_blocks = -(-x.num_tokens // tokens)
     out = np.full((num_blocks * tokens, num_tiles(matrix.shape[0]) * TILE_ROWS), np.nan, np.float32)
+    if x.codes.dtype == np.int16:
+        products.matmul_i8g64_int16(*weight_arguments(matrix), *x.in_int16_blocks(tokens), out)  # type: ignore[attr-defined]
+        return out[: x.num_tokens]
     if products is kernels and matrix.format in kernels.FUSED_FORMATS:
         run_products([matrix], x.in_blocks(tokens), x.num_tokens, outs=[out])
         return out[: x.num_tokens]
@@ -145,7 +166,7 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
         blocks = np.ascontiguousarray(rows.reshape(num_blocks, tokens, -1).swapaxes(1, 2))
         run(*weight_arguments(matrix), blocks, out)
     else:
-        run(*weight_arguments(matrix), *x.in_blocks(tokens), out)
+        run(*weight_arguments(matrix), *x.in_blocks(tokens)[:3], out)
     return out[: x.num_tokens]
 
 
@@ -164,9 +185,7 @@ def run_products(
     for job, out in zip(jobs, outs, strict=False):
         job[kernels.OUT], job[kernels.STRIDE] = out.ctypes.data, out.shape[1]
     mode = kernels.STORE if outs else kernels.ADD if total is not None else kernels.GATE
-    scratch = np.full(
-        (num_workers, kernels.SCRATCH_TILES * x[0].shape[0] * x[0].shape[2] * TILE_ROWS), np.nan, np.float32
-    )
+    scratch = np.full((num_workers, kernels.scratch_floats(x[0].shape[0] * x[0].shape[2])), np.nan, np.float32)
     total = np.zeros((0, 0), np.float32) if total is None else total
     kernels.run_products(jobs, *x, num_tokens, mode, total, *(gated or x), scratch, num_workers)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cg_local.engine
 from cg_local import reference
 from cg_local.bench import cards
 from cg_local.bench.figures import bytes_per_token, spread
@@ -22,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import engine_parity
 import model_loading
+import prompt_lookup
 from reference_generation import CachedReference
 
 FolderMaker = Callable[[str, str], Path]
@@ -60,7 +62,7 @@ def test_parity_run_on_a_toy_model(toy_checkpoint: Callable[[str], Path], capsys
     assert engine_parity.main([*arguments, "--weights-alone"]) == 0
     rows = json.loads(capsys.readouterr().out)["parity"]
 
-    ways = ("reference", "engine, float32", "engine, float16")
+    ways = ("reference", "engine, float32", "engine, float16", "engine, int8")
     assert [(row["scheme"], row["computed_by"]) for row in rows] == [(s, way) for s in ("bf16", "q4") for way in ways]
     assert rows[0]["num_tokens"] == 64
     assert rows[0]["kl_max"] < 1e-9
@@ -130,3 +132,40 @@ def test_quantized_folder_is_kept_where_asked(tmp_path: Path, toy_checkpoint: Ca
 
     with model_loading.quantized_folder(toy_checkpoint("mqa"), "q8", tmp_path) as second:
         assert (second, (second / "model.safetensors").stat().st_mtime_ns) == (first, modified)
+
+
+@pytest.fixture
+def edits(tmp_path: Path) -> Path:
+    """One edit of a text that is long enough to be guessed from."""
+    before = "".join(f"line_{number} = {number}\n" for number in range(9))
+    tmp_path.joinpath("small.before.txt").write_text(before)
+    tmp_path.joinpath("small.after.txt").write_text(before.replace("line_4", "row_4"))
+    return tmp_path
+
+
+def test_prompt_lookup_run_writes_the_edit_with_fewer_steps(
+    edits: Path, toy_folder: FolderMaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cg_local.engine, "best_draft_length", lambda *arguments: 15)
+    folder = str(toy_folder("mqa", "q4"))
+
+    assert prompt_lookup.main(["--model", folder, "--tokenizer", folder, "--edits", str(edits), "--repeat", "2"]) == 0
+    figure = json.loads(capsys.readouterr().out)["edits"]["small"]
+
+    assert figure["tokens_per_step"] > 2
+    assert 0.2 < figure["accepted_share"] < 1
+    assert figure["tokens_per_step"] <= figure["rows_per_step"]
+
+
+def test_scripted_model_says_what_it_is_told_and_nothing_else_is_accepted(
+    edits: Path, toy_folder: FolderMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model_loading.load(toy_folder("mqa", "q4"), EngineConfig(max_context=16))
+    edit = prompt_lookup.read_edits(edits, loaded.tokenizer, 20)[0]
+    assert len(edit.after) == 20
+    engine = prompt_lookup.scripted_engine(loaded, edit, 1)
+    assert prompt_lookup.run(engine, edit, 0).num_steps == 19
+
+    monkeypatch.setattr(prompt_lookup.ScriptedModel, "forward", model_loading.Model.forward)
+    with pytest.raises(CgLocalError, match="small: the engine wrote other tokens than the edit's"):
+        prompt_lookup.run(engine, edit, 0)

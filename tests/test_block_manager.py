@@ -234,16 +234,30 @@ def test_last_page_of_a_released_sequence_is_taken_first() -> None:
     assert table == [pages[2]]
 
 
-def test_forgotten_pages_are_not_found_but_still_held() -> None:
-    manager = BlockManager(8, 4)
-    table = filled(manager, list(range(8)))
+def test_truncated_pages_are_taken_before_pages_that_can_be_found() -> None:
+    manager = BlockManager(4, 4)
+    manager.release(filled(manager, list(range(8))))
+    table: list[int] = []
+    manager.extend(table, 8)
+    first, second = table
 
-    manager.forget()
+    manager.truncate(table, 3)
 
-    assert manager.match_prefix(list(range(9))) == []
-    assert manager.num_free_pages == 6
-    manager.release(table)
-    assert manager.num_free_pages == 8
+    assert (table, manager.num_free_pages) == ([first], 3)
+    manager.extend(table, 8)
+    assert table == [first, second]
+    assert len(manager.match_prefix(list(range(9)))) == 2
+
+
+def test_truncating_leaves_a_shared_page_to_the_other_table() -> None:
+    manager = BlockManager(4, 4)
+    table: list[int] = []
+    manager.extend(table, 8)
+    twin = manager.fork(table)
+
+    manager.truncate(table, 4)
+
+    assert (manager.num_free_pages, len(table), len(twin)) == (2, 1, 2)
 
 
 @dataclass(eq=False)
@@ -317,9 +331,24 @@ class Histories(RuleBasedStateMachine):
         self.texts.remove(text)
         self.manager.release(text.table)
 
-    @rule()
-    def forget(self) -> None:
-        self.manager.forget()
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def guess(self, data: st.DataObject, count: int) -> None:
+        """As Engine does with a draft that is rejected: write behind the tokens, then give back the pages."""
+        text = data.draw(st.sampled_from(self.texts))
+        end = text.num_computed + count
+        try:
+            for entry in range(text.num_computed // self.page_size, len(text.table)):
+                copy = self.manager.make_writable(text.table, entry * self.page_size)
+                if copy is not None:
+                    self.contents[copy.destination] = self.contents[copy.source]
+            self.manager.extend(text.table, end)
+        except CapacityError:
+            return
+        guessed = Text([*text.token_ids[: text.num_computed], *[7] * count], text.table)
+        for position in range(text.num_computed, end):
+            self.write(guessed, position)
+        self.manager.truncate(text.table, text.num_computed)
 
     @invariant()
     def no_page_leaks_and_none_is_used_twice(self) -> None:

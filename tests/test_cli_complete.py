@@ -44,7 +44,7 @@ def test_document_of_a_file_has_the_same_text(tmp_path: Path, folder: Path, expe
     assert (document["text"], document["file"], document["scheme"]) == (expected, "a.py", "q4")
     assert list(document) == [
         *("file", "model", "scheme", "text", "stop_reason", "mean_logprob", "num_tokens"),
-        *("prompt_tokens", "cached_tokens", "truncated", "timings"),
+        *("prompt_tokens", "cached_tokens", "truncated", "timings", "speculation"),
     ]
 
 
@@ -70,3 +70,12 @@ def test_endless_standard_input_is_not_read_to_the_end(monkeypatch: pytest.Monke
     monkeypatch.setattr("cg_local.cli.session.MAX_SOURCE_BYTES", 10)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a" * 100)))
     assert read_text("-").text == "a" * 11
+
+
+def test_answer_without_speculation_is_the_same_and_counts_no_guesses(
+    tmp_path: Path, folder: Path, expected: str
+) -> None:
+    tmp_path.joinpath("a.py").write_text(TEXT)
+    arguments = ("complete", "a.py", "--json", "--no-speculation", "--model", str(folder), *LIVELY)
+    document = json.loads(command_line.run(*arguments, home=tmp_path).stdout)
+    assert (document["text"], document["speculation"]) == (expected, {"drafted": 0, "accepted": 0})

@@ -82,6 +82,7 @@ def test_document_has_the_agreed_members(home: Path, folder: Path, model: LocalM
         "prompt_tokens": expected.prompt_tokens,
         "cached_tokens": 0,
         "truncated": False,
+        "speculation": {"drafted": expected.drafted_tokens, "accepted": expected.accepted_tokens},
     }
 
 

@@ -38,8 +38,8 @@ def test_model_folder_is_described_line_by_line(inside: Inside, tmp_path: Path, 
     assert lines[4].startswith("licence     Gemma is provided under and subject to the Gemma Terms of Use")
     assert lines[5].startswith("quality     signal to noise ")
     assert lines[6] == (
-        "q4          5.13 bits a weight: weights 821.6 KiB + K/V 256.0 KiB for 512 tokens + scratch 9.0 MiB = 10.1 MiB"
-        "; fits in 1.0 GiB of free memory"
+        "q4          5.13 bits a weight: weights 821.6 KiB + K/V 256.0 KiB (float16) for 512 tokens + scratch "
+        "9.0 MiB = 10.1 MiB; fits in 1.0 GiB of free memory"
     )
     assert len(lines) == 7
 

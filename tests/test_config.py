@@ -199,7 +199,7 @@ def test_sampling_params_default_to_greedy_without_penalty() -> None:
     ("values", "words"),
     [
         ({"page_size": 0}, "page_size is 0"),
-        ({"kv_dtype": "int8"}, 'kv_dtype is "int8"'),
+        ({"kv_dtype": "int4"}, 'kv_dtype is "int4"; give one of float16, float32, int8'),
         ({"max_context": 0}, "max_context is 0"),
         ({"num_threads": -2}, "num_threads is -2"),
         ({"num_pages": 1.0}, "num_pages is 1.0"),

@@ -11,10 +11,11 @@ from toy_engines import engine_of, generate, pages_in_use, result_of, toy_prompt
 
 import cg_local.engine
 from cg_local.config import SamplingParams
-from cg_local.engine import Engine, Sequence
+from cg_local.engine import Engine
 from cg_local.errors import CapacityError, ConfigError, PromptError
 from cg_local.model import Model
 from cg_local.sampling import logprob_of
+from cg_local.sequence import Sequence
 
 FolderMaker = Callable[[str, str], Path]
 PROMPT = toy_prompt(300)

@@ -144,22 +144,6 @@ def test_seconds_are_measured_while_iterating(engine: Engine, tokenizer: Tokeniz
 # Ends
 
 
-def test_stop_test_ends_the_answer_after_the_piece_that_met_it(engine: Engine, tokenizer: Tokenizer) -> None:
-    texts: list[str] = []
-
-    def is_long(text: str) -> bool:
-        texts.append(text)
-        return len(text) > 20
-
-    params = SamplingParams(**WILD, seed=2)
-    stream = stream_text(engine, tokenizer, PROMPT, params, should_stop=is_long)
-    pieces = [piece.text for piece in stream if piece.token_ids]
-
-    assert texts == ["".join(pieces[: count + 1]) for count in range(len(pieces))]
-    assert len(texts[-1]) > 20 >= len(texts[-2])
-    assert (stream.stats.stop_reason, pages_in_use(engine)) == ("stop_test", 0)
-
-
 def test_closing_early_keeps_the_text_and_frees_the_pages(engine: Engine, tokenizer: Tokenizer) -> None:
     stream = stream_text(engine, tokenizer, PROMPT, SamplingParams(**WILD, seed=3))
     pieces = [next(stream).text for _ in range(9)]

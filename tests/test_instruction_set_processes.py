@@ -51,13 +51,14 @@ import numpy as np
 from kernel_cases import FORMATS, expected_product, multiply, random_codes, random_matrix
 from cg_local import kernels
 print(kernels.instruction_set_name())
-for format in FORMATS:
+for format, is_int16 in (*((format, False) for format in FORMATS), ("i8g64", True)):
     for num_tokens, tokens in ((1, 1), (5, 1), (5, kernels.BLOCK_TOKENS)):
         random = np.random.default_rng(3)
         matrix = random_matrix(format, random, (32, 512), is_exact=True)
-        x = random_codes(random, num_tokens, 512, is_exact=True)
+        x = random_codes(random, num_tokens, 512, is_exact=True, is_int16=is_int16)
         np.testing.assert_array_equal(multiply(kernels, matrix, x, tokens), expected_product(matrix, x)[0])
-        matrix, x = random_matrix(format, random, (32, 512)), random_codes(random, num_tokens, 512)
+        matrix = random_matrix(format, random, (32, 512))
+        x = random_codes(random, num_tokens, 512, is_int16=is_int16)
         expected, tolerance = expected_product(matrix, x)
         assert (np.abs(multiply(kernels, matrix, x, tokens) - expected) <= tolerance).all()
 print("equal")
@@ -105,7 +106,8 @@ def array(element, dimensions, mutable=False):
     return t.Array(element, dimensions, "C", readonly=not mutable)
 
 print(kernels.instruction_set_name())
-x = array(t.int8, 4, True), array(t.float32, 3, True), array(t.int32, 3, True)
+sums, corrections = array(t.int32, 3, True), array(t.int32, 4, True)
+x = array(t.int8, 4, True), array(t.float32, 3, True), sums, corrections
 floats = array(t.float32, 2, True)
 kernels.run_products.compile((array(t.int64, 2, True), *x, t.int64, t.int64, floats, *x, floats, t.int64))
 print(len(re.findall(r"vpdpbusd", "".join(kernels.run_products.inspect_asm().values()))))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from kernel_cases import EPS
+from kernel_cases import EPS, corrections
 from numba import njit
 from numpy.typing import NDArray
 
@@ -195,7 +195,9 @@ def quantized(
     shape = -(-len(x) // tokens), x.shape[1] // GROUP, tokens
     codes = np.full((*shape, GROUP), 99, np.int8)
     scales, sums = np.full(shape, 9, np.float32), np.full(shape, 9, np.int32)
-    kernels.quantize_activations(x, gain, np.float32(1e-6), codes, scales, sums, num_workers)
+    found = np.full((*shape, GROUP // 8), 99, np.int32)
+    kernels.quantize_activations(x, gain, np.float32(1e-6), codes, scales, sums, found, num_workers)
+    np.testing.assert_array_equal(found, corrections(codes))
     return codes, scales, sums
 
 

@@ -12,7 +12,10 @@ from kernel_cases import EPS
 from numpy.typing import NDArray
 
 from cg_local import kernels
+from cg_local.config import KV_DTYPES
 from cg_local.kernels.attention import PARTITION
+from cg_local.kernels.tile_product import TILE_COLUMNS
+from cg_local.kv_cache import VALUE_TILE_COLUMNS, line_lengths
 
 HEAD_DIM = 64
 SCALE = np.float32(1 / math.sqrt(HEAD_DIM))
@@ -34,6 +37,26 @@ class Case:
     exact_values: NDArray[np.float64]
 
 
+def empty_pages(num_pages: int, num_kv_heads: int, page_size: int, dtype: str) -> list[NDArray[Any]]:
+    """Pages of K and of V of which nothing was written: NaN, or codes and scales that spoil what they touch."""
+    key_length, value_length = line_lengths(HEAD_DIM, dtype)
+    shape = num_pages, num_kv_heads
+    shapes = (*shape, key_length, page_size), (*shape, page_size, value_length)
+    if dtype == "int8":
+        return [np.full(shape, 0x7E, np.int8) for shape in shapes]  # scales of 0x7e7e are NaN
+    return [np.full(shape, np.nan, dtype).view(np.uint16 if dtype == "float16" else np.float32) for shape in shapes]
+
+
+def stored_values(x: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """What remains of K or V in pages of a type, computed in plain NumPy."""
+    if dtype != "int8":
+        return x.astype(dtype).astype(np.float32)
+    groups = x.reshape(*x.shape[:-1], -1, 64)
+    scales = (np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    return (np.clip(np.rint(groups * inverse), -127, 127) * scales).reshape(x.shape)
+
+
 def make_case(
     heads: tuple[int, int], span: tuple[int, int], *, dtype: str = "float32", page_size: int = 16, spread: float = 1.0
 ) -> Case:
@@ -45,13 +68,11 @@ def make_case(
     keys, values = random.standard_normal((2, context, num_kv_heads, HEAD_DIM)).astype(np.float32)
     num_pages = -(-context // page_size)
     block_table = random.permutation(num_pages + 3)[:num_pages].astype(np.int32)
-    shape = num_pages + 3, num_kv_heads, page_size, HEAD_DIM
-    stored = [np.full(shape, np.nan, dtype).view(np.uint16 if dtype == "float16" else np.float32) for _ in range(2)]
+    stored = empty_pages(num_pages + 3, num_kv_heads, page_size, dtype)
     positions = np.arange(context)
     slots = block_table[positions // page_size].astype(np.int64) * page_size + positions % page_size
-    kernels.write_pages(keys, stored[0], slots)
-    kernels.write_pages(values, stored[1], slots)
-    exact_keys, exact_values = (array.astype(dtype).astype(np.float64) for array in (keys, values))
+    kernels.write_pages(keys, values, stored[0], stored[1], slots)
+    exact_keys, exact_values = (stored_values(array, dtype).astype(np.float64) for array in (keys, values))
     return Case(queries, stored[0], stored[1], block_table, first_position, exact_keys, exact_values)
 
 
@@ -92,7 +113,7 @@ def expected_attention(case: Case) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("span", SPANS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_prefill_attention_equals_the_float64_softmax(
     heads: tuple[int, int], span: tuple[int, int], dtype: str
 ) -> None:
@@ -104,7 +125,7 @@ def test_prefill_attention_equals_the_float64_softmax(
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("span", [span for span in SPANS if span[1] <= 10], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_decode_attention_equals_the_float64_softmax(heads: tuple[int, int], span: tuple[int, int], dtype: str) -> None:
     case = make_case(heads, span, dtype=dtype)
     expected, tolerance = expected_attention(case)
@@ -114,8 +135,9 @@ def test_decode_attention_equals_the_float64_softmax(heads: tuple[int, int], spa
 
 @pytest.mark.parametrize("page_size", [1, 2, 64, PARTITION])
 @pytest.mark.parametrize("attention", [kernels.attend_prefill, kernels.attend_decode], ids=["prefill", "decode"])
-def test_attention_equals_the_float64_softmax_for_every_page_size(attention: Any, page_size: int) -> None:
-    case = make_case((4, 1), (300, 4), page_size=page_size)
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_attention_equals_the_float64_softmax_for_every_page_size(attention: Any, page_size: int, dtype: str) -> None:
+    case = make_case((4, 1), (300, 4), page_size=page_size, dtype=dtype)
     expected, tolerance = expected_attention(case)
 
     assert (np.abs(attend(attention, case) - expected) <= tolerance).all()
@@ -132,7 +154,7 @@ def test_attention_bears_flat_and_steep_scores(attention: Any, spread: float) ->
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
 @pytest.mark.parametrize("spread", [1, 30])
 def test_decode_attention_equals_prefill_bit_for_bit(heads: tuple[int, int], dtype: str, spread: float) -> None:
     case = make_case(heads, (0, 530), dtype=dtype, spread=spread)
@@ -154,21 +176,64 @@ def test_attention_of_chunks_equals_that_of_the_whole_bit_for_bit(attention: Any
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_page_size_does_not_change_the_result(dtype: str) -> None:
+    small, large = (make_case((4, 2), (260, 9), dtype=dtype, page_size=size) for size in (4, 64))
+    # The same values in other pages: every sum is one chain over the tokens, wherever they lie.
+    keys, values = np.random.default_rng(1).standard_normal((2, 269, 2, HEAD_DIM)).astype(np.float32)
+    for case, size in ((small, 4), (large, 64)):
+        slots = case.block_table[np.arange(269) // size].astype(np.int64) * size + np.arange(269) % size
+        kernels.write_pages(keys, values, case.keys, case.values, slots)
+
+    found = [attend(kernels.attend_prefill, case, small.queries) for case in (small, large)]
+
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 17, 40])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_spreading_partitions_over_threads_changes_no_bit_for_any_number_of_tokens(num_tokens: int, dtype: str) -> None:
+    case = make_case((8, 1), (500, num_tokens), dtype=dtype)
+
+    np.testing.assert_array_equal(attend(kernels.attend_decode, case), attend(kernels.attend_prefill, case))
+
+
 def test_pages_of_float16_hold_the_rounded_values() -> None:
-    x = np.random.default_rng(0).normal(0, 100, (3, 2, HEAD_DIM)).astype(np.float32)
-    pages = np.zeros((2, 2, 16, HEAD_DIM), np.uint16)
+    k, v = np.random.default_rng(0).normal(0, 100, (2, 3, 2, HEAD_DIM)).astype(np.float32)
+    keys, values = empty_pages(2, 2, 16, "float16")
 
-    kernels.write_pages(x, pages, np.array([31, 0, 17]))
+    kernels.write_pages(k, v, keys, values, np.array([31, 0, 17]))
 
-    expected = x.astype(np.float16)
-    stored = pages.view(np.float16)[[1, 0, 1], :, [15, 0, 1]]
-    np.testing.assert_array_equal(stored, expected)
+    np.testing.assert_array_equal(keys.view(np.float16)[[1, 0, 1], :, :, [15, 0, 1]], k.astype(np.float16))
+    np.testing.assert_array_equal(values.view(np.float16)[[1, 0, 1], :, [15, 0, 1]], v.astype(np.float16))
 
 
 def test_writing_pages_leaves_other_slots_alone() -> None:
-    pages = np.full((2, 1, 16, HEAD_DIM), -1, np.float32)
+    keys, values = empty_pages(2, 1, 16, "float32")
+    keys[:], values[:] = -1, -1
 
-    kernels.write_pages(np.ones((1, 1, HEAD_DIM), np.float32), pages, np.array([17]))
+    kernels.write_pages(*np.ones((2, 1, 1, HEAD_DIM), np.float32), keys, values, np.array([17]))
 
-    assert (pages == 1).sum() == HEAD_DIM
-    assert (pages[1, 0, 1] == 1).all()
+    assert (keys == 1).sum() == (values == 1).sum() == HEAD_DIM
+    assert (keys[1, 0, :, 1] == 1).all()
+    assert (values[1, 0, 1] == 1).all()
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-7, 1e-3, 1.0, 3e4, 1e6])
+def test_int8_codes_never_reach_minus_128_and_zeros_stay_zeros(magnitude: float) -> None:
+    k = np.linspace(-1, 1, 2 * HEAD_DIM, dtype=np.float32).reshape(2, 1, HEAD_DIM) * np.float32(magnitude)
+    keys, values = empty_pages(1, 1, 16, "int8")
+
+    kernels.write_pages(k, k, keys, values, np.array([0, 1]))
+
+    codes = keys[0, 0, :HEAD_DIM, :2].T
+    scales = (np.abs(k[:, 0]).max(axis=1, keepdims=True) / np.float32(127)).clip(0, 65504).astype(np.float16)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = np.nan_to_num(np.clip(np.rint(k[:, 0] * (np.float32(1) / scales.astype(np.float32))), -127, 127))
+    np.testing.assert_array_equal(codes, np.where(scales > 0, expected, 0))
+    np.testing.assert_array_equal(codes, values[0, 0, :2, :HEAD_DIM])
+    np.testing.assert_array_equal(values[0, 0, :2, HEAD_DIM:].copy().view(np.float16), scales)
+
+
+def test_tiles_of_values_are_as_wide_as_the_kernels() -> None:
+    assert VALUE_TILE_COLUMNS == TILE_COLUMNS

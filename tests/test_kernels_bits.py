@@ -7,7 +7,14 @@ import pytest
 from numba import njit
 from numpy.typing import NDArray
 
-from cg_local.kernels.bits import bits_from_float32, float32_from_bits, float32_from_half, half_from_float32
+from cg_local.kernels.bits import (
+    bits_from_float32,
+    float32_from_bits,
+    float32_from_half,
+    half_from_float32,
+    portable_float32_from_half,
+    portable_half_from_float32,
+)
 
 HALVES = np.arange(1 << 16, dtype=np.uint16)
 FINITE_HALVES = HALVES[np.isfinite(HALVES.view(np.float16))]
@@ -15,15 +22,17 @@ POSITIVE_HALVES = FINITE_HALVES[FINITE_HALVES < 0x8000].view(np.float16).astype(
 
 
 @njit
-def widen_all(halves, out):
+def widen_all(halves, out, portable):
     for i in range(halves.size):
         out[i] = float32_from_half(halves[i])
+        portable[i] = portable_float32_from_half(halves[i])
 
 
 @njit
-def round_all(values, out):
+def round_all(values, out, portable):
     for i in range(values.size):
         out[i] = half_from_float32(values[i])
+        portable[i] = portable_half_from_float32(values[i])
 
 
 @njit
@@ -33,8 +42,9 @@ def there_and_back(values, out):
 
 
 def rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    out = np.empty(values.size, np.uint16)
-    round_all(values, out)
+    out, portable = np.empty((2, values.size), np.uint16)
+    round_all(values, out, portable)
+    np.testing.assert_array_equal(out, portable)
     return out
 
 
@@ -43,12 +53,13 @@ def numpys_rounding(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def test_every_finite_half_widens_to_the_same_bits_as_numpys() -> None:
-    out = np.empty(FINITE_HALVES.size, np.float32)
+    out, portable = np.empty((2, FINITE_HALVES.size), np.float32)
 
-    widen_all(FINITE_HALVES, out)
+    widen_all(FINITE_HALVES, out, portable)
 
     expected = FINITE_HALVES.view(np.float16).astype(np.float32)
     np.testing.assert_array_equal(out.view(np.uint32), expected.view(np.uint32))
+    np.testing.assert_array_equal(portable.view(np.uint32), expected.view(np.uint32))
 
 
 def test_every_finite_half_rounds_to_itself() -> None:

@@ -23,7 +23,8 @@ T = kernels.BLOCK_TOKENS
 
 def garbage(num_blocks: int, columns: int, tokens: int) -> Blocks:
     shape = num_blocks, columns // GROUP, tokens
-    return np.full((*shape, GROUP), 99, np.int8), np.full(shape, np.nan, np.float32), np.full(shape, 99, np.int32)
+    codes, corrections = np.full((*shape, GROUP), 99, np.int8), np.full((*shape, GROUP // 8), 99, np.int32)
+    return codes, np.full(shape, np.nan, np.float32), np.full(shape, 99, np.int32), corrections
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -32,6 +32,8 @@ LAYERS = (
     "block_manager",
     "model",
     "sampling",
+    "speculation",
+    "sequence",
     "engine",
     "generation",
     "prompts",

@@ -34,6 +34,20 @@ def test_memory_need_of_the_7b_shape_is_what_its_architecture_says() -> None:
     assert memory_need(0, "q4", big, EngineConfig()).kv_cache == 8192 * 28 * 16 * 256 * 2 * 2
 
 
+def test_keys_and_values_in_int8_take_little_more_than_half_of_float16() -> None:
+    half, byte = (memory_need(0, "q4", CONFIG, EngineConfig(kv_dtype=name)).kv_cache for name in ("float16", "int8"))
+    # 64 columns: 64 bytes and a scale of 2, against 128.
+    assert byte * 128 == half * 66
+
+
+def test_7b_at_q4_with_2048_tokens_needs_less_than_8_gib() -> None:
+    sizes = {"num_layers": 28, "num_kv_heads": 16, "num_heads": 16, "head_dim": 256, "hidden_size": 3072}
+    big = replace(CONFIG, **sizes, intermediate_size=24576, vocab_size=256000, max_position_embeddings=8192)
+    need = memory_need(int(4.97 * 2**30), "q4", big, EngineConfig(max_context=2048))
+    assert need.kv_cache == 7 * 2**27  # 0.875 GiB
+    assert need.total < 6.1 * 2**30
+
+
 def test_keys_and_values_beside_bf16_weights_are_counted_as_float32() -> None:
     narrow, wide = (memory_need(0, scheme, CONFIG, EngineConfig()).kv_cache for scheme in ("q8", "bf16"))
     assert wide == 2 * narrow
@@ -43,7 +57,7 @@ def test_memory_that_does_not_fit_is_refused_with_the_numbers() -> None:
     need = MemoryNeed(weights=3 << 30, kv_cache=1 << 30, scratch=256 << 20)
     message = (
         r"big: needs 4.2 GiB of memory \(weights 3.0 GiB, K/V 1.0 GiB, scratch 256.0 MiB\), 2.0 GiB are free; "
-        "use a smaller context or a smaller scheme, or close other programs"
+        r"use a smaller context, K and V in int8 \(--kv-dtype int8\), or a smaller scheme, or close other programs"
     )
     with pytest.raises(CapacityError, match=message):
         check_memory("big", need, 2 << 30)

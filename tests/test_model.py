@@ -283,6 +283,23 @@ def test_scratch_memory_is_that_of_the_largest_step(toy_folder: FolderMaker) -> 
     assert runner.model.scratch_bytes == largest > 0
 
 
+@pytest.mark.parametrize(
+    ("intermediate_size", "scheme", "activations"),
+    # The down projection falls back to bf16, to i8g64, and to i8g64 with other activations than gate and up.
+    [(544, "q8", "int8"), (576, "q4", "int8"), (576, "q4", "int16")],
+)
+def test_mlp_whose_down_projection_has_another_format_equals_the_reference(
+    intermediate_size: int, scheme: str, activations: str, tmp_path: Path
+) -> None:
+    config = {**MQA, "intermediate_size": intermediate_size}
+    checkpoint = write_toy_checkpoint(tmp_path / "checkpoint", config, has_tokenizer=True)
+    quantize(checkpoint, tmp_path / "model", scheme)
+
+    found = engine_of(tmp_path / "model", activations=activations).logits(PROMPT[:50])
+
+    assert divergence(reference.logits(checkpoint, PROMPT[:50]), found) < {"q8": 1e-3, "q4": 1e-2}[scheme]
+
+
 def test_matrix_without_a_kernel_is_refused_by_name() -> None:
     with pytest.raises(ModelFolderError, match=r"layers\.0\.mlp: .* no kernel for i5g32; quantize again"):
         Projections([PackedMatrix("i5g32", (16, 256), {})], ["layers.0.mlp"])

@@ -161,6 +161,57 @@ def test_filters_equal_their_published_definitions(
     np.testing.assert_allclose(dense, published_distribution(logits, params), atol=1e-12)
 
 
+def plain_draw(logits: NDArray[np.float32], params: SamplingParams, number: float) -> int:
+    """The draw by sorting the whole vocabulary: most probable first, the smallest id first among equals."""
+    scaled = (logits.astype(np.float64) - np.float64(logits.max())) / params.temperature
+    token_ids = np.argsort(-scaled, kind="stable")[: params.top_k or len(scaled)]
+    probabilities = softmax(scaled[token_ids])
+    if params.top_p < 1:
+        probabilities[np.cumsum(probabilities) - probabilities >= params.top_p] = 0
+    if params.min_p > 0:
+        probabilities[probabilities < params.min_p * probabilities[0]] = 0
+    cumulative = np.cumsum(probabilities)
+    return int(token_ids[np.searchsorted(cumulative, number * cumulative[-1], side="right")])
+
+
+LANDSCAPES = {
+    "flat": np.random.default_rng(0).normal(0, 0.1, 5000),
+    "peaked": np.random.default_rng(0).normal(0, 4, 5000),
+    "one token": np.where(np.arange(5000) == 77, 60.0, np.random.default_rng(0).normal(0, 1, 5000)),
+    "ties": np.random.default_rng(0).integers(-3, 4, 5000) * 1.5,
+    "equal": np.zeros(5000),
+}
+FILTERS: list[dict[str, Any]] = [
+    *({}, {"temperature": 0.3}, {"temperature": 3.0}),
+    *({"top_k": 1}, {"top_k": 19}, {"top_k": 20}, {"top_k": 700}, {"top_k": 4999}, {"top_k": 9000}),
+    *({"top_p": 0.01}, {"top_p": 0.5}, {"top_p": 0.999}, {"min_p": 1e-6}, {"min_p": 0.1}, {"min_p": 1.0}),
+    {"top_k": 40, "top_p": 0.7, "min_p": 0.02, "temperature": 0.7},
+    {"top_p": 0.9, "min_p": 0.2},
+]
+
+
+@pytest.mark.parametrize("landscape", LANDSCAPES)
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_draw_equals_that_of_sorting_the_whole_vocabulary(landscape: str, filters: dict[str, Any]) -> None:
+    params = SamplingParams(**{"temperature": 1.0, **filters})
+    logits = LANDSCAPES[landscape].astype(np.float32)
+    numbers = [*np.random.default_rng(1).random(40).tolist(), 0.0, 1e-9, 0.9999]
+
+    drawn = [draw(logits, number, **{"temperature": 1.0, **filters}) for number in numbers]
+
+    assert drawn == [plain_draw(logits, params, number) for number in numbers]
+
+
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 1000, 40000])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 100])
+def test_top_logprobs_are_those_of_a_stable_sort(length: int, count: int) -> None:
+    logits = np.random.default_rng(length).integers(0, 50, length).astype(np.float32)
+
+    found = [token.token_id for token in top_logprobs(logits, count)]
+
+    assert found == np.argsort(-logits, kind="stable")[:count].tolist()
+
+
 @pytest.mark.parametrize(("number", "token_id"), [(0.0, 1), (0.49, 1), (0.51, 3), (0.74, 3), (0.76, 0), (0.99999, 2)])
 def test_draw_inverts_the_cumulative_distribution_of_the_most_probable_first(number: float, token_id: int) -> None:
     assert draw(HALVES, number) == token_id
@@ -221,10 +272,11 @@ def test_logprobs_of_large_logits_do_not_overflow() -> None:
 
 
 def test_logprobs_are_those_of_the_float64_softmax() -> None:
-    logits = np.random.default_rng(0).normal(0, 4, 5000).astype(np.float32)
+    # More values than one chunk of the sum.
+    logits = np.random.default_rng(0).normal(0, 4, 40000).astype(np.float32)
     expected = np.log(softmax(logits.astype(np.float64)))
 
-    found = [logprob_of(logits, token_id) for token_id in range(0, 5000, 97)]
+    found = [logprob_of(logits, token_id) for token_id in range(0, 40000, 97)]
 
     # Each exp is off by an ulp or two of float32, and so is their sum, which the logarithm makes an absolute error.
     np.testing.assert_allclose(found, expected[::97], atol=4e-7)

@@ -19,23 +19,51 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from kernel_cases import corrections
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from cg_local.kernels import matmul, matmul_six_bits
+from cg_local.kernels import int16_activations, matmul, matmul_four_bits, matmul_six_bits
 from cg_local.kernels.instruction_set import InstructionSet
 from cg_local.kernels.instruction_set_arm import NeonDotprod
 from cg_local.kernels.instruction_set_x86 import Avx512Vnni, AvxVnni
 from cg_local.kernels.llvm_vectors import I8, I32, I64, splat, splat_constant, vector
 from cg_local.packing import GROUP, TILE_ROWS, part_layout
 
+# Groups of 32 columns that fit into the panel of a test program.
+PANEL_GROUPS = 32
+
+
+def emit_through_panel(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+    """Emit a c4g32 tile as many tokens take it: unpacked into a panel, multiplied from there in two halves."""
+    codes, scales, super_scales, codebook, *x, out, groups, stride = arguments
+    b, half = builder, builder.udiv(groups, ir.Constant(I64, 2))
+    memory = b.alloca(I8, size=PANEL_GROUPS * TILE_ROWS * GROUP)
+    memory.align = 64
+    panel = b.ptrtoint(memory, I64)
+
+    def after(address: ir.Value, bytes_per_group: int) -> ir.Value:
+        return b.add(address, b.mul(half, ir.Constant(I64, bytes_per_group)))
+
+    matmul_four_bits.emit_c4g32_unpack(b, isa, [codes, codebook, panel, groups])
+    first, second = ir.Constant(I64, 1), ir.Constant(I64, 0)
+    tile = [panel, scales, super_scales, first, *x, out, half, stride]
+    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, tile)
+    x_bytes = [GROUP * num_tokens, 4 * num_tokens, 4 * num_tokens, GROUP // 2 * num_tokens]
+    rest = [after(address, size) for address, size in zip(x, x_bytes, strict=True)]
+    weights = after(panel, TILE_ROWS * GROUP), after(scales, TILE_ROWS), after(super_scales, 2 * TILE_ROWS // 8)
+    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, [*weights, second, *rest, out, half, stride])
+
+
 EMIT: dict[str, Callable[..., None]] = {
-    "c4g32": matmul.emit_c4g32_tile,
+    "c4g32": matmul_four_bits.emit_c4g32_tile,
+    "c4g32-panel": emit_through_panel,
     "i6g32": matmul_six_bits.emit_i6g32_tile,
     "i8g64": matmul.emit_i8g64_tile,
+    "i8g64_int16": int16_activations.emit_i8g64_int16_tile,
     "bf16": matmul.emit_bf16_tile,
 }
-NUM_WEIGHT_PARTS = {"c4g32": 4, "i6g32": 3, "i8g64": 2, "bf16": 1}
+NUM_WEIGHT_PARTS = {"c4g32": 4, "c4g32-panel": 4, "i6g32": 3, "i8g64": 2, "i8g64_int16": 2, "bf16": 1}
 Bytes = NDArray[np.uint8]
 
 
@@ -81,6 +109,16 @@ class GenericOperations:
         """Take the first operand's byte as vpdpbusd does: unsigned."""
         return byte
 
+    def word_pairs(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value, pair: ir.Value) -> ir.Value:
+        """Multiply upper and lower halves within each lane."""
+        sixteen = splat_constant(total.type, 16)
+        for lower in (True, False):
+            first, second = (
+                builder.ashr(builder.shl(value, sixteen) if lower else value, sixteen) for value in (words, pair)
+            )
+            total = builder.add(total, builder.mul(first, second))
+        return total
+
     def lookup(self, builder: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
         """Compare with each of the sixteen codes."""
         bytes_type = vector(I8, 4 * self.register_rows)
@@ -114,12 +152,13 @@ class Program:
     """One tile whose operands stand one after the other in a buffer.
 
     Attributes:
-        format, num_tokens: of the tile.
+        product: a key of EMIT.
+        num_tokens: of the tile.
         sizes: bytes of each operand; each begins at the next multiple of 64 bytes, the last one is the output.
         steps, stride: the tile's last arguments.
     """
 
-    format: str
+    product: str
     num_tokens: int
     sizes: tuple[int, ...]
     steps: int
@@ -132,23 +171,25 @@ class Program:
 
     def module(self, instruction_set: InstructionSet, target: Target) -> ir.Module:
         """Return a module with the function run(address of the buffer)."""
-        module = ir.Module(f"{self.format}-{self.num_tokens}")
+        module = ir.Module(f"{self.product}-{self.num_tokens}")
         module.triple = target.triple
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64]), "run")
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         addresses = [builder.add(function.args[0], ir.Constant(I64, offset)) for offset in self.offsets[:-1]]
         numbers = [ir.Constant(I64, number) for number in (self.steps, self.stride)]
-        EMIT[self.format](builder, instruction_set, self.num_tokens, [*addresses, *numbers])
+        EMIT[self.product](builder, instruction_set, self.num_tokens, [*addresses, *numbers])
         builder.ret_void()
         return module
 
 
-def part_sizes(format: str, num_tokens: int, columns: int) -> tuple[int, ...]:
+def part_sizes(product: str, num_tokens: int, columns: int) -> tuple[int, ...]:
     """Return the bytes of a tile's operands: the parts of 16 rows, the activations, the output."""
-    layout = part_layout(format, (TILE_ROWS, columns)).values()
+    layout = part_layout(product.removesuffix("_int16"), (TILE_ROWS, columns)).values()
     weights = (dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout)
-    groups = num_tokens * columns // GROUP
-    x = (4 * columns * num_tokens,) if format == "bf16" else (GROUP * groups, 4 * groups, 4 * groups)
+    codes, groups = columns * num_tokens, num_tokens * columns // GROUP
+    int8 = codes, 4 * groups, 4 * groups
+    others = {"bf16": (4 * codes,), "i8g64_int16": (2 * codes, 4 * groups), "c4g32": (*int8, GROUP // 2 * groups)}
+    x = others.get(product, int8)
     return *weights, *x, 4 * TILE_ROWS * num_tokens
 
 
@@ -263,21 +304,29 @@ class TileProducts:
     def __getattr__(self, name: str) -> Callable[..., None]:
         return partial(self._multiply, name.removeprefix("matmul_"))
 
-    def _multiply(self, format: str, *arguments: NDArray[Any]) -> None:
-        weights, x, out = arguments[: NUM_WEIGHT_PARTS[format]], arguments[NUM_WEIGHT_PARTS[format] : -1], arguments[-1]
+    def _multiply(self, product: str, *arguments: NDArray[Any]) -> None:
+        weights, x, out = (
+            arguments[: NUM_WEIGHT_PARTS[product]],
+            arguments[NUM_WEIGHT_PARTS[product] : -1],
+            arguments[-1],
+        )
         num_blocks, steps = x[0].shape[:2]
         num_tokens = x[-1].shape[2]
+        if product == "c4g32":
+            x = *x, corrections(x[0])
+            # Many tokens go through a panel.
+            product = product if num_tokens == 1 else "c4g32-panel"
         for tile in range(len(weights[0])):
             parts = [part if part.ndim == 2 else part[tile] for part in weights]
             for block in range(num_blocks):
                 result = np.full((num_tokens, TILE_ROWS), np.nan, np.float32)
                 operands = [*parts, *(array[block] for array in x), result]
-                self._run_on(format, num_tokens, operands, steps)
+                self._run_on(product, num_tokens, operands, steps)
                 rows = slice(block * num_tokens, (block + 1) * num_tokens)
                 out[rows, tile * TILE_ROWS : (tile + 1) * TILE_ROWS] = result
 
-    def _run_on(self, format: str, num_tokens: int, operands: list[NDArray[Any]], steps: int) -> None:
-        program = Program(format, num_tokens, tuple(array.nbytes for array in operands), steps, TILE_ROWS)
+    def _run_on(self, product: str, num_tokens: int, operands: list[NDArray[Any]], steps: int) -> None:
+        program = Program(product, num_tokens, tuple(array.nbytes for array in operands), steps, TILE_ROWS)
         buffer = np.zeros(program.offsets[-1], np.uint8)
         for array, offset in zip(operands, program.offsets, strict=False):
             buffer[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local.config import EngineConfig, ModelConfig, SamplingParams
-from cg_local.engine import Engine, Sequence
+from cg_local.engine import Engine
 from cg_local.model import Model
 from cg_local.model_folder import open_model_folder
 from cg_local.packing import GROUP, dequantize
+from cg_local.sequence import Sequence
 
 Floats = NDArray[np.float32]
 
 
-def engine_of(folder: Path, *, vocab_size: int | None = None, **config: Any) -> Engine:
-    """Open a model folder in a new engine; the keywords are EngineConfig's."""
-    return Engine(Model(open_model_folder(folder)), EngineConfig(**config), vocab_size=vocab_size)
+def engine_of(folder: Path, *, vocab_size: int | None = None, activations: str = "int8", **config: Any) -> Engine:
+    """Open a model folder in a new engine; the other keywords are EngineConfig's."""
+    model = Model(open_model_folder(folder), activations=activations)
+    return Engine(model, EngineConfig(**config), vocab_size=vocab_size)
 
 
 def toy_prompt(num_tokens: int, seed: int = 0, vocab_size: int = 768) -> list[int]:

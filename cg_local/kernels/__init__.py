@@ -21,10 +21,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 with cache_folder.caching_for(Path(__file__).parent):
-    from cg_local.kernels import matmul, portable, products, quick_load
+    from cg_local.kernels import int16_activations, matmul, portable, products, quick_load
     from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
-    from cg_local.kernels.attention import attend_decode, attend_prefill, write_pages
-    from cg_local.kernels.products import ADD, GATE, OUT, SCRATCH_TILES, STORE, STRIDE, run_products, table_of_jobs
+    from cg_local.kernels.attention import attend, attend_decode, attend_prefill
+    from cg_local.kernels.int16_activations import quantize_activations_int16
+    from cg_local.kernels.pages import write_pages
+    from cg_local.kernels.products import ADD, GATE, OUT, STORE, STRIDE, run_products, scratch_floats, table_of_jobs
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 # Formats whose products run together in `run_products`, and a function for each format alone.
@@ -35,10 +37,12 @@ MATMUL = {
     "i6g32": portable.matmul_i6g32,
     "i8g64": portable.matmul_i8g64,
 }
+_int16 = int16_activations if matmul.INSTRUCTION_SET is not None else portable
+matmul_i8g64_int16 = _int16.matmul_i8g64_int16
 
 _kernels = (
-    attend_decode, attend_prefill, block_activations, geglu, quantize_activations, rms_norm, rope, run_products,
-    write_pages, *MATMUL.values(),
+    attend, block_activations, geglu, matmul_i8g64_int16, quantize_activations, quantize_activations_int16, rms_norm,
+    rope, run_products, write_pages, *MATMUL.values(),
 )  # fmt: skip
 for _kernel in _kernels:
     quick_load.load_quickly(_kernel)
@@ -56,7 +60,6 @@ __all__ = [
     "GATE",
     "MATMUL",
     "OUT",
-    "SCRATCH_TILES",
     "STORE",
     "STRIDE",
     "attend_decode",
@@ -64,10 +67,13 @@ __all__ = [
     "block_activations",
     "geglu",
     "instruction_set_name",
+    "matmul_i8g64_int16",
     "quantize_activations",
+    "quantize_activations_int16",
     "rms_norm",
     "rope",
     "run_products",
+    "scratch_floats",
     "table_of_jobs",
     "write_pages",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 from cg_local.kernels.bits import float32_from_bits
-from cg_local.packing import GROUP
+from cg_local.packing import CODEBOOK_OFFSET, GROUP
 
 # tanh-GELU: x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))). Source: google/gemma_pytorch, gemma/model.py,
 # F.gelu(approximate="tanh"), rewritten with tanh(u) = 2 / (1 + exp(-2u)) - 1.
@@ -95,19 +95,26 @@ def geglu(gate, up, out):
 
 
 @njit(inline="always")
-def quantize_group(values, first, codes, scales, sums, block, group, token):
-    """Round GROUP values from values[first] on to int8 and store them as a group of activations."""
+def quantize_group(values, codes, scales, sums, corrections, block, group, token):
+    """Round GROUP values to int8 and store them as a group of activations, with their sums and corrections."""
     largest = np.float32(0)
     for column in range(GROUP):
-        largest = max(largest, abs(values[first + column]))
+        largest = max(largest, abs(values[column]))
     inverse = _HALF_MAX / largest if largest > 0 else np.float32(0)
     total = np.int32(0)
     for column in range(GROUP):
-        code = np.int32(np.rint(values[first + column] * inverse))
+        code = np.int32(np.rint(values[column] * inverse))
         codes[block, group, token, column] = code
         total += code
     scales[block, group, token] = largest / _HALF_MAX
     sums[block, group, token] = total
+    x = codes[block, group, token]
+    for line in range(GROUP // 8):
+        c = 8 * line
+        low = np.int32(x[c]) + np.int32(x[c + 1]) + np.int32(x[c + 4]) + np.int32(x[c + 5])
+        high = np.int32(x[c + 2]) + np.int32(x[c + 3]) + np.int32(x[c + 6]) + np.int32(x[c + 7])
+        packed = ((-CODEBOOK_OFFSET * high) << np.int32(16)) | ((-CODEBOOK_OFFSET * low) & np.int32(0xFFFF))
+        corrections[block, group, token, line] = packed
 
 
 @njit(inline="always")
@@ -128,7 +135,7 @@ def inverse_rms(values, eps):
 
 
 @njit(nogil=True)
-def quantize_rows(first, last, x, gain, eps, codes, scales, sums):
+def quantize_rows(first, last, x, gain, eps, codes, scales, sums, corrections):
     """Do the work of `quantize_activations` for rows first..last-1, those that fill up the last block included."""
     num_tokens, groups, tokens = x.shape[0], codes.shape[1], codes.shape[2]
     is_normalized = gain.shape[0] > 0
@@ -142,28 +149,29 @@ def quantize_rows(first, last, x, gain, eps, codes, scales, sums):
                 at = group * GROUP + column
                 value = x[row, at] if row < num_tokens else np.float32(0)
                 values[column] = value * scale * gain[at] if is_normalized else value
-            quantize_group(values, 0, codes, scales, sums, row // tokens, group, row % tokens)
+            quantize_group(values, codes, scales, sums, corrections, row // tokens, group, row % tokens)
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def quantize_activations(x, gain, eps, codes, scales, sums, num_workers):
+def quantize_activations(x, gain, eps, codes, scales, sums, corrections, num_workers):
     """Round activations to int8 by groups of 32 columns, in the block layout of `matmul.py`; normalize them before.
 
     Args:
         x: float32 [num_tokens, columns].
         gain: float32 [columns], the rows are normalized as `rms_norm` does; [0], they are taken as they are.
         eps: float32, of the norm.
-        codes: int8 [blocks, groups, T, 32], scales: float32 [blocks, groups, T], sums: int32 [blocks, groups, T];
-            fully written, with zeros for the tokens that fill up the last block.
+        codes: int8 [blocks, groups, T, 32], scales: float32 [blocks, groups, T], sums: int32 [blocks, groups, T],
+            corrections: int32 [blocks, groups, T, 4]; fully written, with zeros for the tokens that fill up the last
+            block.
         num_workers: how many threads share the rows; with 1 none is woken.
     """
     rows = codes.shape[0] * codes.shape[2]
     if num_workers == 1:
-        quantize_rows(0, rows, x, gain, eps, codes, scales, sums)
+        quantize_rows(0, rows, x, gain, eps, codes, scales, sums, corrections)
     else:
         for worker in prange(num_workers):
             first, last = rows * worker // num_workers, rows * (worker + 1) // num_workers
-            quantize_rows(first, last, x, gain, eps, codes, scales, sums)
+            quantize_rows(first, last, x, gain, eps, codes, scales, sums, corrections)
 
 
 @njit(parallel=True, nogil=True, cache=True)

@@ -1,11 +1,12 @@
-"""Attention of new tokens over the pages of their sequence, and the writing of K and V into pages.
+"""Attention of new tokens over the pages of their sequence.
 
-This file owns the arithmetic on pages; which page belongs to whom is told by block tables. Keys and values of one layer
-stand as [num_pages, num_kv_heads, page_size, head_dim], float32 or the bits of float16 (uint16).
+This file owns the order of attention's arithmetic; `pages.py` knows how K and V are stored, `tile_product.py` the inner
+loops. The context is walked in partitions of PARTITION tokens. Within one, the scores of a block of query rows are a
+matrix product with the keys, their softmax weights another one with the values; partitions are then joined in order.
 
-The context is walked in partitions of PARTITION tokens. Within one, softmax runs page by page with a running maximum;
-partitions are then joined in order. Invariant: a token's result depends on its query and its context alone, bit for
-bit: decode computes partitions in parallel and prefill one after the other, both through the same two functions.
+Invariant: a token's result depends on its query and its context alone, bit for bit. Each score is one chain of
+additions over the columns, each sum of weighted values one chain over the keys of a partition, whatever the block, and
+what a row must not see has weight 0. So decode may compute partitions in parallel and prefill one after the other.
 
 Method: Dao et al., FlashAttention, arXiv 2205.14135 (running maximum), and its split of the context for decode.
 """
@@ -15,147 +16,205 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
+from numpy.typing import NDArray
 
 from cg_local.kernels.activations import exp32
-from cg_local.kernels.bits import float32_from_half, half_from_float32
+from cg_local.kernels.pages import (
+    INNER,
+    IS_RICH,
+    LANES,
+    element_bytes,
+    key_tile,
+    value_offset,
+    widen_keys,
+    widen_values,
+)
+from cg_local.kernels.tile_product import TILE_COLUMNS, make_line_peak, make_line_weights, make_tile_product
+
+Floats = NDArray[np.float32]
 
 PARTITION = 256
-# Query rows (tokens times heads of one KV head) that share one widened page in prefill.
-_BLOCK_ROWS = 64
-_FAST = {"reassoc", "contract", "nsz"}
+# Query rows (tokens times heads of one KV head) that share widened keys and values in prefill: a multiple of each
+# MANY_ROWS, and few enough that their scores, queries and sums stay in a second-level cache of 512 KiB.
+_BLOCK_ROWS = 96
+# Rows of the largest tile of sums: as many as the registers hold beside a line of B and a factor.
+_MANY_ROWS = {4: 6 if IS_RICH else 2, 8: 6, 16: 12}[LANES]
+_FEW_ROWS = 4
+# Up to so many rows K and V are taken page by page, as they come from memory; widening them first does not pay.
+_PAGEWISE_ROWS = 24
 _LOWEST = np.float32(-1e30)
 _ZERO = np.float32(0)
 
-
-def widen(stored: Any, out: Any) -> None:
-    """Copy a stored row of K or V to float32; the implementation is chosen by the stored type when Numba compiles."""
-    raise NotImplementedError("only compiled code calls this")
-
-
-@overload(widen)
-def _widen(stored: Any, out: Any) -> Any:
-    if stored.dtype == types.uint16:
-
-        def from_half(stored: Any, out: Any) -> None:
-            for i in range(out.shape[0]):
-                out[i] = float32_from_half(stored[i])
-
-        return from_half
-
-    def from_float(stored: Any, out: Any) -> None:
-        for i in range(out.shape[0]):
-            out[i] = stored[i]
-
-    return from_float
+_many, _few, _one = (make_tile_product(LANES, IS_RICH, rows, "float32") for rows in (_MANY_ROWS, _FEW_ROWS, 1))
+_few_half, _one_half = (make_tile_product(LANES, IS_RICH, rows, "float16") for rows in (_FEW_ROWS, 1))
+_line_peak, _line_weights = make_line_peak(LANES, IS_RICH), make_line_weights(LANES, IS_RICH)
 
 
-def narrow(value: Any, stored: Any, i: Any) -> None:
-    """Store a float32 as element i of a row of K or V."""
-    raise NotImplementedError("only compiled code calls this")
+@njit(**INNER)
+def rows_of_tile(rows, row, size):
+    """Return how many of a block's rows the tile that begins at `row` has; size as in `multiply`."""
+    if size == 4 and rows % _MANY_ROWS == 0:
+        return _MANY_ROWS
+    return _FEW_ROWS if rows - row >= _FEW_ROWS else 1
 
 
-@overload(narrow)
-def _narrow(value: Any, stored: Any, i: Any) -> Any:
-    if stored.dtype == types.uint16:
+@njit(**INNER)
+def multiply(rows, size, a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead):
+    """Compute one tile of C = A B (adds = 0) or C += A B (1); B is float32 (size = 4) or float16 (2).
 
-        def to_half(value: Any, stored: Any, i: Any) -> None:
-            stored[i] = half_from_float32(value)
+    Arguments as in `tile_product.make_tile_product`.
+    """
+    if size == 4:
+        if rows == _MANY_ROWS:
+            _many(a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead)
+        elif rows == _FEW_ROWS:
+            _few(a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead)
+        else:
+            _one(a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead)
+    elif rows == _FEW_ROWS:
+        _few_half(a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead)
+    else:
+        _one_half(a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead)
 
-        return to_half
 
-    def to_float(value: Any, stored: Any, i: Any) -> None:
-        stored[i] = value
-
-    return to_float
-
-
-@njit(nogil=True, cache=True)
-def write_pages(x, pages, slots):
-    """Write new tokens' keys or values into their page slots.
+@njit(**INNER)
+def score_keys(queries, positions, keys, block_table, kv_head, start, stop, scratch, scores):
+    """Write the products of all queries and the keys start..stop-1; those of keys that no row of a tile sees stay.
 
     Args:
-        x: float32 [num_tokens, num_kv_heads, head_dim].
-        pages: one layer's pages, as in the module's docstring.
-        slots: int64 [num_tokens]; page id * page_size + place in the page.
+        queries, positions, keys, block_table, kv_head, start, stop: as in `attend_partition`.
+        scratch: from `scratch_of`.
+        scores: float32 [rows, PARTITION].
     """
-    page_size = pages.shape[2]
-    for token in range(x.shape[0]):
-        page, place = slots[token] // page_size, slots[token] % page_size
-        for head in range(x.shape[1]):
-            stored = pages[page, head, place]
-            for i in range(x.shape[2]):
-                narrow(x[token, head, i], stored, i)
+    rows, head_dim = queries.shape
+    panel, joined, scales = scratch
+    is_direct = rows <= _PAGEWISE_ROWS and (element_bytes(keys) == 4 or (element_bytes(keys) == 2 and IS_RICH))
+    size = element_bytes(keys) if is_direct else 4
+    for first in range(start, stop, TILE_COLUMNS):
+        source, stride = key_tile(keys, block_table, kv_head, first, stop, joined)
+        if not is_direct:
+            widen_keys(keys, head_dim, source, stride, scales, panel)
+            source, stride = panel.ctypes.data, TILE_COLUMNS
+        following, ahead = first + TILE_COLUMNS, 0
+        if is_direct and following < stop and keys.shape[3] % TILE_COLUMNS == 0:
+            ahead = key_tile(keys, block_table, kv_head, following, stop, joined)[0] - source
+        row = 0
+        while row < rows:
+            count = rows_of_tile(rows, row, size)
+            if positions[row + count - 1] >= first:
+                a = queries.ctypes.data + 4 * row * head_dim
+                c = scores.ctypes.data + 4 * (row * PARTITION + first - start)
+                multiply(count, size, a, head_dim, source, stride, head_dim, c, PARTITION, 0, ahead)
+            row += count
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def attend_partition(queries, positions, keys, values, block_table, kv_head, start, stop, peak, mass, total):
+@njit(**INNER)
+def weigh_scores(scores, positions, start, stop, peak, mass):
+    """Replace each row's scores by exp(score - peak), and by 0 where the row does not see the key.
+
+    Args:
+        scores: float32 [rows, PARTITION]; positions, start, stop, peak, mass: as in `attend_partition`.
+    """
+    for row in range(scores.shape[0]):
+        line = scores.ctypes.data + 4 * row * PARTITION
+        seen = min(stop, positions[row] + 1) - start
+        peak[row] = _line_peak(line, seen, _LOWEST) if seen > 0 else _LOWEST
+        mass[row] = _line_weights(line, seen, stop - start, peak[row])
+
+
+@njit(**INNER)
+def add_values_by_columns(scores, positions, values, head_dim, block_table, kv_head, start, stop, panel, total):
+    """Write the sums of weighted values for many rows: the values of a partition are widened tile by tile of columns.
+
+    Args:
+        scores: float32 [rows, PARTITION], from `weigh_scores`; head_dim: columns of a head.
+        positions, values, block_table, kv_head, start, stop, total: as in `attend_partition`.
+        panel: room for float32 [PARTITION, TILE_COLUMNS].
+    """
+    rows, columns = total.shape
+    for column in range(0, columns, TILE_COLUMNS):
+        widen_values(values, head_dim, block_table, kv_head, start, stop, column, TILE_COLUMNS, panel)
+        row = 0
+        while row < rows:
+            count = rows_of_tile(rows, row, 4)
+            # A tile that sees nothing multiplies its weights, all 0, by one value.
+            seen = max(1, min(stop, positions[row + count - 1] + 1) - start)
+            a, c = scores.ctypes.data + 4 * row * PARTITION, total.ctypes.data + 4 * (row * columns + column)
+            multiply(count, 4, a, PARTITION, panel.ctypes.data, TILE_COLUMNS, seen, c, columns, 0, 0)
+            row += count
+
+
+@njit(**INNER)
+def add_values_by_pages(scores, values, head_dim, block_table, kv_head, start, stop, panel, total):
+    """The same for few rows: values are taken in the order in which they lie in memory, TILE_COLUMNS tokens at a time.
+
+    Args:
+        scores, values, head_dim, block_table, kv_head, start, stop, total: as in `add_values_by_columns`.
+        panel: room for float32 [TILE_COLUMNS, columns].
+    """
+    rows, columns = total.shape
+    page_size, line_length = values.shape[2:]
+    size = element_bytes(values)
+    is_direct = page_size % TILE_COLUMNS == 0 and (size == 4 or (size == 2 and IS_RICH))
+    for first in range(start, stop, TILE_COLUMNS):
+        end, ahead = min(stop, first + TILE_COLUMNS), 0
+        if is_direct:
+            source, stride = values.ctypes.data + value_offset(values, block_table, kv_head, first), line_length
+            if end < stop:
+                ahead = values.ctypes.data + value_offset(values, block_table, kv_head, end) - source
+        else:
+            widen_values(values, head_dim, block_table, kv_head, first, end, 0, columns, panel)
+            source, stride, size = panel.ctypes.data, columns, 4
+        for column in range(0, columns, TILE_COLUMNS):
+            row = 0
+            while row < rows:
+                count = rows_of_tile(rows, row, size)
+                a = scores.ctypes.data + 4 * (row * PARTITION + first - start)
+                c = total.ctypes.data + 4 * (row * columns + column)
+                b = source + column * size
+                multiply(count, size, a, PARTITION, b, stride, end - first, c, columns, int(first > start), ahead)
+                row += count
+
+
+@njit(**INNER)
+def attend_partition(
+    queries, positions, keys, values, block_table, kv_head, start, stop, scores, scratch, peak, mass, total
+):
     """Attend over the context tokens start..stop-1, causally.
 
     Args:
-        queries: float32 [rows, head_dim], already scaled; positions: int64 [rows].
+        queries: float32 [rows, head_dim], already scaled; positions: int64 [rows], ascending.
         keys, values: one layer's pages; block_table: int32, the sequence's pages; kv_head: whose K and V.
-        start, stop: context range; start is a multiple of the page size.
+        start, stop: context range within one partition; start is a multiple of PARTITION.
+        scores: room for float32 [rows, PARTITION]; scratch: from `scratch_of`.
         peak, mass: float32 [rows]; written with the largest score and the sum of exp(score - peak).
-        total: float32 [rows, head_dim]; written with the sum of exp(score - peak) * value.
+        total: float32 [rows, columns], head_dim padded to whole tiles; written with the sum of exp(score - peak) *
+            value.
     """
     rows, head_dim = queries.shape
-    page_size = keys.shape[2]
-    key_page = np.empty((page_size, head_dim), np.float32)
-    value_page = np.empty((page_size, head_dim), np.float32)
-    scores = np.empty(page_size, np.float32)
-    peak[:] = _LOWEST
-    mass[:] = _ZERO
-    total[:] = _ZERO
-    for first in range(start, stop, page_size):
-        page = block_table[first // page_size]
-        filled = min(page_size, stop - first)
-        for place in range(filled):
-            widen(keys[page, kv_head, place], key_page[place])
-            widen(values[page, kv_head, place], value_page[place])
-        for row in range(rows):
-            seen = min(filled, positions[row] + 1 - first)
-            if seen <= 0:
-                continue
-            query, sums = queries[row], total[row]
-            highest = peak[row]
-            for place in range(seen):
-                key = key_page[place]
-                score = _ZERO
-                for i in range(head_dim):
-                    score += query[i] * key[i]
-                scores[place] = score
-                highest = max(highest, score)
-            if highest > peak[row]:
-                shrink = exp32(peak[row] - highest)
-                mass[row] *= shrink
-                for i in range(head_dim):
-                    sums[i] *= shrink
-                peak[row] = highest
-            for place in range(seen):
-                scores[place] = exp32(scores[place] - highest)
-                mass[row] += scores[place]
-            add_weighted_values(scores, value_page, seen, sums)
+    score_keys(queries, positions, keys, block_table, kv_head, start, stop, scratch, scores)
+    weigh_scores(scores, positions, start, stop, peak, mass)
+    if rows <= _PAGEWISE_ROWS:
+        add_values_by_pages(scores, values, head_dim, block_table, kv_head, start, stop, scratch[0], total)
+    else:
+        add_values_by_columns(scores, positions, values, head_dim, block_table, kv_head, start, stop, scratch[0], total)
 
 
-@njit(inline="always", fastmath=_FAST)
-def add_weighted_values(weights, values, count, sums):
-    """Add weights[j] * values[j] for j < count to sums, four rows at a time so that sums is read and written less."""
-    head_dim = sums.shape[0]
-    fours = count - count % 4
-    for j in range(0, fours, 4):
-        w0, w1, w2, w3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
-        for i in range(head_dim):
-            sums[i] += (w0 * v0[i] + w1 * v1[i]) + (w2 * v2[i] + w3 * v3[i])
-    for j in range(fours, count):
-        w, v = weights[j], values[j]
-        for i in range(head_dim):
-            sums[i] += w * v[i]
+@njit(**INNER)
+def scratch_of(keys, values):
+    """Return room for widened keys or values, for the keys of small pages, and for scales."""
+    panel = np.empty(max(keys.shape[2], values.shape[3], PARTITION) * TILE_COLUMNS, np.float32)
+    return panel, np.empty((keys.shape[2], TILE_COLUMNS), keys.dtype), np.empty(TILE_COLUMNS, np.float32)
 
 
-@njit(nogil=True, cache=True)
+@njit(**INNER)
+def padded_columns(head_dim):
+    """Return head_dim filled up to whole tiles."""
+    return (head_dim + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+
+
+@njit(**INNER)
 def join_partition(peak, mass, total, all_peak, all_mass, all_total):
     """Join one partition's result into that of the partitions before it; arrays as in `attend_partition`."""
     for row in range(peak.shape[0]):
@@ -167,100 +226,130 @@ def join_partition(peak, mass, total, all_peak, all_mass, all_total):
         all_peak[row] = highest
 
 
-@njit(nogil=True, cache=True)
-def gather_queries(q, kv_head, group_heads, first_token, num_tokens, first_position, scale, queries, positions):
+@njit(**INNER)
+def gather_queries(q, kv_head, group_heads, first_token, first_position, scale, queries, positions):
     """Collect the query rows of some tokens and one KV head's group of heads, scaled."""
-    for token in range(num_tokens):
-        for head in range(group_heads):
-            row = token * group_heads + head
-            positions[row] = first_position + first_token + token
-            for i in range(q.shape[2]):
-                queries[row, i] = q[first_token + token, kv_head * group_heads + head, i] * scale
+    for row in range(queries.shape[0]):
+        token, head = first_token + row // group_heads, kv_head * group_heads + row % group_heads
+        positions[row] = first_position + token
+        for i in range(q.shape[2]):
+            queries[row, i] = q[token, head, i] * scale
 
 
-@njit(nogil=True, cache=True)
-def scatter_results(mass, total, kv_head, group_heads, first_token, num_tokens, out):
+@njit(**INNER)
+def scatter_results(mass, total, kv_head, group_heads, first_token, head_dim, out):
     """Write total / mass of each row to its token and head of out."""
-    head_dim = total.shape[1]
-    for token in range(num_tokens):
-        for head in range(group_heads):
-            row = token * group_heads + head
-            inverse = np.float32(1) / mass[row]
-            column = (kv_head * group_heads + head) * head_dim
-            for i in range(head_dim):
-                out[first_token + token, column + i] = total[row, i] * inverse
+    for row in range(mass.shape[0]):
+        token, head = first_token + row // group_heads, kv_head * group_heads + row % group_heads
+        inverse = np.float32(1) / mass[row]
+        for i in range(head_dim):
+            out[token, head * head_dim + i] = total[row, i] * inverse
+
+
+@njit(**INNER)
+def clear_sums(peak, mass, total):
+    """Make of three arrays the sums over no token at all."""
+    for row in range(peak.shape[0]):
+        peak[row], mass[row] = _LOWEST, _ZERO
+        for i in range(total.shape[1]):
+            total[row, i] = _ZERO
+
+
+@njit(**INNER)
+def attend_unit(q, keys, values, block_table, first_position, scale, kv_head, first, count, slot, sums, out):
+    """Attention of `count` tokens from `first` and one KV head, over one partition or the whole context.
+
+    Args:
+        slot: the partition, whose result goes to that place in `sums`; -1: walk over all of them and write to `out`.
+        kv_head: whose K and V; first, count: which tokens.
+        sums: for spread work, peak, mass and total of all KV heads and partitions, each as in `attend_partition`.
+        q, keys, values, block_table, first_position, scale, out: as in `attend`.
+    """
+    head_dim, group_heads = q.shape[2], q.shape[1] // keys.shape[1]
+    rows, columns = count * group_heads, padded_columns(head_dim)
+    queries, positions = np.empty((rows, head_dim), np.float32), np.empty(rows, np.int64)
+    gather_queries(q, kv_head, group_heads, first, first_position, scale, queries, positions)
+    scores, scratch = np.empty((rows, PARTITION), np.float32), scratch_of(keys, values)
+    peak, mass, total = empty_sums(rows, columns)
+    all_peak, all_mass, all_total = empty_sums(rows, columns)
+    begin, end = 0, first_position + first + count
+    if slot >= 0:
+        peak, mass, total = sums[0][kv_head, slot], sums[1][kv_head, slot], sums[2][kv_head, slot]
+        begin = slot * PARTITION
+        end = min(end, begin + PARTITION)
+    else:
+        clear_sums(all_peak, all_mass, all_total)
+    for start in range(begin, end, PARTITION):
+        attend_partition(
+            queries, positions, keys, values, block_table, kv_head, start, min(end, start + PARTITION),
+            scores, scratch, peak, mass, total,
+        )  # fmt: skip
+        if slot < 0:
+            join_partition(peak, mass, total, all_peak, all_mass, all_total)
+    if slot < 0:
+        scatter_results(all_mass, all_total, kv_head, group_heads, first, head_dim, out)
+
+
+@njit(**INNER)
+def empty_sums(rows, columns):
+    """Return room for peak, mass and total."""
+    return np.empty(rows, np.float32), np.empty(rows, np.float32), np.empty((rows, columns), np.float32)
+
+
+@njit(**INNER)
+def join_partitions(sums, group_heads, head_dim, out):
+    """Join the partitions of spread work, in order, into out."""
+    num_kv_heads, num_partitions, rows, columns = sums[2].shape
+    all_peak, all_mass, all_total = empty_sums(rows, columns)
+    for kv_head in range(num_kv_heads):
+        clear_sums(all_peak, all_mass, all_total)
+        for slot in range(num_partitions):
+            peak, mass, total = sums[0][kv_head, slot], sums[1][kv_head, slot], sums[2][kv_head, slot]
+            join_partition(peak, mass, total, all_peak, all_mass, all_total)
+        scatter_results(all_mass, all_total, kv_head, group_heads, 0, head_dim, out)
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def attend_prefill(q, keys, values, block_table, first_position, scale, out):
+def attend(q, keys, values, block_table, first_position, scale, is_spread, out):
     """Causal attention of a run of new tokens of one sequence, whose K and V are already in the pages.
 
     Args:
         q: float32 [num_tokens, num_heads, head_dim], rotated.
         keys, values: one layer's pages; block_table: int32, the sequence's pages.
         first_position: position of the first token; scale: float32, 1 / sqrt(head_dim).
+        is_spread: give threads partitions of the context instead of blocks of tokens; the result is the same.
         out: float32 [num_tokens, num_heads * head_dim], fully written.
     """
-    num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads = keys.shape[1]
-    group_heads = num_heads // num_kv_heads
-    block_tokens = max(1, _BLOCK_ROWS // group_heads)
+    num_tokens, num_kv_heads = q.shape[0], keys.shape[1]
+    group_heads = q.shape[1] // num_kv_heads
+    block_tokens = num_tokens if is_spread else max(1, _BLOCK_ROWS // group_heads)
     num_blocks = (num_tokens + block_tokens - 1) // block_tokens
-    for unit in prange(num_blocks * num_kv_heads):
-        # Late blocks see more context: pairing the first with the last gives threads equal shares.
+    num_slots = (first_position + num_tokens + PARTITION - 1) // PARTITION if is_spread else 0
+    shape = num_kv_heads, num_slots, num_tokens * group_heads
+    columns = padded_columns(q.shape[2])
+    sums = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, columns), np.float32)
+    num_units = num_kv_heads * (num_slots if is_spread else num_blocks)
+    for unit in prange(num_units):
         nth, kv_head = unit // num_kv_heads, unit % num_kv_heads
+        # Late blocks see more context: pairing the first with the last gives threads equal shares.
         block = nth // 2 if nth % 2 == 0 else num_blocks - 1 - nth // 2
-        first = block * block_tokens
+        first = 0 if is_spread else block * block_tokens
+        slot = nth if is_spread else -1
         count = min(block_tokens, num_tokens - first)
-        rows = count * group_heads
-        queries, positions = np.empty((rows, head_dim), np.float32), np.empty(rows, np.int64)
-        gather_queries(q, kv_head, group_heads, first, count, first_position, scale, queries, positions)
-        peak, mass, total = (
-            np.empty(rows, np.float32),
-            np.empty(rows, np.float32),
-            np.empty((rows, head_dim), np.float32),
-        )
-        all_peak, all_mass = np.full(rows, _LOWEST), np.zeros(rows, np.float32)
-        all_total = np.zeros((rows, head_dim), np.float32)
-        end = first_position + first + count
-        for start in range(0, end, PARTITION):
-            stop = min(end, start + PARTITION)
-            attend_partition(queries, positions, keys, values, block_table, kv_head, start, stop, peak, mass, total)
-            join_partition(peak, mass, total, all_peak, all_mass, all_total)
-        scatter_results(all_mass, all_total, kv_head, group_heads, first, count, out)
+        attend_unit(q, keys, values, block_table, first_position, scale, kv_head, first, count, slot, sums, out)
+    if is_spread:
+        join_partitions(sums, group_heads, q.shape[2], out)
 
 
-@njit(parallel=True, nogil=True, cache=True)
-def attend_decode(q, keys, values, block_table, first_position, scale, out):
-    """The same as `attend_prefill` for one or a few tokens: the partitions of a long context run in parallel."""
-    num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads = keys.shape[1]
-    group_heads = num_heads // num_kv_heads
-    rows = num_tokens * group_heads
-    end = first_position + num_tokens
-    num_partitions = (end + PARTITION - 1) // PARTITION
-    peak = np.empty((num_kv_heads, num_partitions, rows), np.float32)
-    mass = np.empty((num_kv_heads, num_partitions, rows), np.float32)
-    total = np.empty((num_kv_heads, num_partitions, rows, head_dim), np.float32)
-    for unit in prange(num_partitions * num_kv_heads):
-        partition, kv_head = unit // num_kv_heads, unit % num_kv_heads
-        queries, positions = np.empty((rows, head_dim), np.float32), np.empty(rows, np.int64)
-        gather_queries(q, kv_head, group_heads, 0, num_tokens, first_position, scale, queries, positions)
-        start = partition * PARTITION
-        attend_partition(
-            queries, positions, keys, values, block_table, kv_head, start, min(end, start + PARTITION),
-            peak[kv_head, partition], mass[kv_head, partition], total[kv_head, partition],
-        )  # fmt: skip
-    for kv_head in range(num_kv_heads):
-        all_peak, all_mass = np.full(rows, _LOWEST), np.zeros(rows, np.float32)
-        all_total = np.zeros((rows, head_dim), np.float32)
-        for partition in range(num_partitions):
-            join_partition(
-                peak[kv_head, partition],
-                mass[kv_head, partition],
-                total[kv_head, partition],
-                all_peak,
-                all_mass,
-                all_total,
-            )
-        scatter_results(all_mass, all_total, kv_head, group_heads, 0, num_tokens, out)
+def attend_prefill(
+    q: Floats, keys: Any, values: Any, block_table: Any, first_position: int, scale: np.float32, out: Floats
+) -> None:
+    """`attend` for many tokens: their blocks run in parallel."""
+    attend(q, keys, values, block_table, first_position, scale, False, out)
+
+
+def attend_decode(
+    q: Floats, keys: Any, values: Any, block_table: Any, first_position: int, scale: np.float32, out: Floats
+) -> None:
+    """`attend` for one or a few tokens: the partitions of a long context run in parallel."""
+    attend(q, keys, values, block_table, first_position, scale, True, out)

@@ -1,7 +1,8 @@
-"""Bits of floating-point numbers inside Numba code: reinterpretation, and float16 without hardware support.
+"""Bits of floating-point numbers inside Numba code: reinterpretation, and float16 with and without hardware support.
 
 This file owns the conversions that NumPy's `view` and float16 do outside Numba. Everything here is inlined and
-vectorizes in the caller's loop. Invariant: conversions round to nearest, ties to even, as the hardware does.
+vectorizes in the caller's loop. Invariant: conversions round to nearest, ties to even, and the portable ones give the
+bits of the hardware's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
+from cg_local.kernels.instruction_set import select_instruction_set
 
 _REBIAS = np.float32(2.0**112)
 _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
@@ -40,15 +43,41 @@ def bits_from_float32(typing_context, value):
     return types.uint32(types.float32), generate
 
 
+@intrinsic
+def hardware_float32_from_half(typing_context, half):
+    """Widen the bits of a float16 by the processor's own instruction (x86: vcvtph2ps)."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _rounded_half(typing_context, value):
+    """Round a float32 within float16's range to the bits of a float16 by the processor's own instruction."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
 @njit(inline="always")
-def float32_from_half(half):
+def hardware_half_from_float32(value):
+    """Round a float32 to the bits of a float16; magnitudes beyond 65504 become 65504."""
+    return _rounded_half(min(max(value, -_LARGEST_HALF), _LARGEST_HALF))
+
+
+@njit(inline="always")
+def portable_float32_from_half(half):
     """Widen the bits of a finite float16: exponent and mantissa move into place, a product rebiases them."""
     magnitude = float32_from_bits(np.uint32(half & np.uint16(0x7FFF)) << np.uint32(13)) * _REBIAS
     return -magnitude if half & np.uint16(0x8000) else magnitude
 
 
 @njit(inline="always")
-def half_from_float32(value):
+def portable_half_from_float32(value):
     """Round a float32 to the bits of a float16; magnitudes beyond 65504 become 65504."""
     magnitude = min(abs(value), _LARGEST_HALF)
     bits = bits_from_float32(magnitude)
@@ -60,3 +89,10 @@ def half_from_float32(value):
     half = normal if magnitude >= _SMALLEST_NORMAL_HALF else subnormal
     sign = (bits_from_float32(value) >> np.uint32(16)) & np.uint32(0x8000)
     return np.uint16(half | sign)
+
+
+# Every instruction set with a class of its own converts float16; without one LLVM would call a library function that
+# Numba cannot link.
+_has_hardware = select_instruction_set() is not None
+float32_from_half = hardware_float32_from_half if _has_hardware else portable_float32_from_half
+half_from_float32 = hardware_half_from_float32 if _has_hardware else portable_half_from_float32

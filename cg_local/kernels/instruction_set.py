@@ -25,11 +25,14 @@ class InstructionSet(Protocol):
         name: what `cg-local info` and results call it.
         register_rows: int32 lanes of a register; a divisor of `packing.TILE_ROWS`.
         signed_offset: what `signed_weights` adds to each weight; the caller repays it through the codes' sums.
+        folds_scales: whether `pair` and `dot_corrected` exist: dot products through 16-bit pairs, which a group's
+            sub-scale is multiplied into on the way.
     """
 
     name: str
     register_rows: int
     signed_offset: int
+    folds_scales: bool
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """Add to each lane the sum of its four products unsigned byte (0..127) * signed byte (-127..127)."""
@@ -51,6 +54,21 @@ class InstructionSet(Protocol):
 
     def signed_dot(self, builder: ir.IRBuilder, total: ir.Value, weights: Any, codes: ir.Value) -> ir.Value:
         """Add the products (weight + signed_offset) * code of prepared weights."""
+
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Prepare int8 weights -127..127 for `word_dot`, once for all tokens."""
+
+    def word_zero(self) -> Any:
+        """Return an empty total of `word_dot`."""
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Add four products weight * 16-bit code to each lane of a total.
+
+        codes: in each lane two codes, of the columns of bytes 0 and 2 of a lane of weights, and of bytes 1 and 3.
+        """
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """Return the int32 lanes of a total."""
 
 
 def compiled_features() -> set[str]:

@@ -15,12 +15,15 @@ import numba
 from llvmlite import ir
 from numba.core import codegen
 
-from cg_local.kernels.llvm_vectors import I8, I32, call, vector
+from cg_local.kernels.llvm_vectors import I8, I32, call, splat_constant, vector
 
 # getauxval(AT_HWCAP) of Linux; source: arch/arm64/include/uapi/asm/hwcap.h, HWCAP_ASIMDDP.
 _AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20
 # Source: winnt.h, PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE.
 _PF_ARM_V82_DP = 43
+
+# Where a shuffle of two vectors of bytes finds the first byte of each 16-bit word, alternating between the vectors.
+INTERLEAVED = [2 * word + start for word in range(8) for start in (0, 16)]
 
 
 class NeonDotprod:
@@ -32,6 +35,7 @@ class NeonDotprod:
     name = "neon-dotprod"
     register_rows = 4
     signed_offset = 0
+    folds_scales = False
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """One sdot."""
@@ -62,6 +66,32 @@ class NeonDotprod:
     def signed_dot(self, builder: ir.IRBuilder, total: ir.Value, weights: Any, codes: ir.Value) -> ir.Value:
         """One sdot."""
         return self.dot(builder, total, weights, codes)
+
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Signed bytes are what sdot takes."""
+        return weights
+
+    def word_zero(self) -> Any:
+        """Sums of the codes' upper and lower bytes."""
+        return (splat_constant(vector(I32, self.register_rows), 0),) * 2
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Split code = 256 * upper + lower, both signed, and take one sdot of each."""
+        bytes_type = vector(I8, 16)
+        even, odd = (builder.bitcast(pair, bytes_type) for pair in codes)
+        # trn1 and trn2: byte 0 (or 1) of an even code, then of the odd code behind it.
+        lower, upper = (
+            builder.shuffle_vector(even, odd, ir.Constant(vector(I32, 16), [at + byte for at in INTERLEAVED]))
+            for byte in (0, 1)
+        )
+        # A lower byte taken as signed is 256 too small where its top bit is set: one more in the upper byte (usra).
+        carried = builder.add(upper, builder.lshr(lower, splat_constant(bytes_type, 7)))
+        upper, lower = (builder.bitcast(plane, weights.type) for plane in (carried, lower))
+        return self.dot(builder, total[0], weights, upper), self.dot(builder, total[1], weights, lower)
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """256 * upper + lower."""
+        return builder.add(builder.shl(total[0], splat_constant(total[0].type, 8)), total[1])
 
 
 def request_dotprod() -> None:

@@ -13,6 +13,12 @@ from llvmlite import ir
 from cg_local.kernels.llvm_vectors import I8, I16, I32, call, splat_constant, vector
 
 
+def even_and_odd_words(builder: ir.IRBuilder, weights: ir.Value, words: ir.VectorType) -> tuple[ir.Value, ir.Value]:
+    """Sign-extend the bytes 0 and 2, and the bytes 1 and 3, of each int32 lane to 16 bits."""
+    eight, pairs = splat_constant(words, 8), builder.bitcast(weights, words)
+    return builder.ashr(builder.shl(pairs, eight), eight), builder.ashr(pairs, eight)
+
+
 class Avx2:
     """AVX2: 256-bit registers; products through 16-bit pairs (pmaddubsw, pmaddwd).
 
@@ -23,6 +29,7 @@ class Avx2:
     name = "avx2"
     register_rows = 8
     signed_offset = 0
+    folds_scales = True
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """Sum pairs of products in 16 bits, pairs of pairs in 32."""
@@ -59,6 +66,50 @@ class Avx2:
         moved = call(builder, "llvm.x86.avx2.psign.b", bytes_type, builder.bitcast(codes, bytes_type), as_bytes)
         return self.dot(builder, total, magnitudes, moved)
 
+    def pair(self, builder: ir.IRBuilder, scales: ir.Value) -> ir.Value:
+        """Return each int32 lane's value -127..127 twice, as int16: the operand of `dot_corrected`."""
+        low = builder.and_(scales, splat_constant(scales.type, 0xFFFF))
+        return builder.bitcast(builder.or_(low, builder.shl(scales, splat_constant(scales.type, 16))), vector(I16, 16))
+
+    def dot_corrected(
+        self,
+        builder: ir.IRBuilder,
+        total: ir.Value,
+        unsigned: tuple[ir.Value, ir.Value],
+        signed: tuple[ir.Value, ir.Value],
+        correction: ir.Value,
+        scales: ir.Value,
+    ) -> ir.Value:
+        """Add scale * (two dot products of unsigned bytes 1..127, their offset of 64 taken away).
+
+        Args:
+            builder, total, unsigned, signed: as in `dot_two`.
+            correction: int16 pairs, -64 times the sum of the codes that meet in each 16-bit lane, modulo 2**16.
+            scales: of `pair`.
+        """
+        first, second = (self._pairs(builder, *operands) for operands in zip(unsigned, signed, strict=True))
+        corrected = builder.add(builder.add(first, builder.bitcast(correction, vector(I16, 16))), second)
+        return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), corrected, scales))
+
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Widen even and odd bytes to 16 bits."""
+        return even_and_odd_words(builder, weights, vector(I16, 16))
+
+    def word_zero(self) -> Any:
+        """One register."""
+        return splat_constant(vector(I32, 8), 0)
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Two pmaddwd: as many instructions as `signed_dot` has, for twice the bits."""
+        for words, pair in zip(weights, codes, strict=True):
+            products = builder.bitcast(pair, vector(I16, 16))
+            total = builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), words, products))
+        return total
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """The register itself."""
+        return total
+
     @staticmethod
     def _pairs(builder: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         bytes_type = vector(I8, 32)
@@ -80,6 +131,7 @@ class AvxVnni:
     name = "avxvnni"
     register_rows = 8
     signed_offset = 128
+    folds_scales = False
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """One vpdpbusd."""
@@ -108,6 +160,28 @@ class AvxVnni:
         """Add (weight + signed_offset) * code products."""
         return self.dot(builder, total, weights, codes)
 
+    def word_weights(self, builder: ir.IRBuilder, weights: ir.Value) -> Any:
+        """Widen even and odd bytes to 16 bits."""
+        return even_and_odd_words(builder, weights, vector(I16, 2 * self.register_rows))
+
+    def word_zero(self) -> Any:
+        """One register."""
+        return splat_constant(vector(I32, self.register_rows), 0)
+
+    def word_dot(self, builder: ir.IRBuilder, total: Any, weights: Any, codes: tuple[ir.Value, ir.Value]) -> Any:
+        """Two vpdpwssd."""
+        for words, pair in zip(weights, codes, strict=True):
+            total = self.word_pairs(builder, total, builder.bitcast(words, pair.type), pair)
+        return total
+
+    def word_pairs(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value, pair: ir.Value) -> ir.Value:
+        """One vpdpwssd."""
+        return call(builder, "llvm.x86.avx512.vpdpwssd.256", total.type, total, words, pair)
+
+    def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
+        """The register itself."""
+        return total
+
 
 class Avx512Vnni(AvxVnni):
     """AVX-512 with VNNI: the same in 512-bit registers."""
@@ -124,3 +198,7 @@ class Avx512Vnni(AvxVnni):
         bytes_type = vector(I8, 64)
         operands = builder.bitcast(table, bytes_type), builder.bitcast(codes, bytes_type)
         return builder.bitcast(call(builder, "llvm.x86.avx512.pshuf.b.512", bytes_type, *operands), codes.type)
+
+    def word_pairs(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value, pair: ir.Value) -> ir.Value:
+        """One vpdpwssd."""
+        return call(builder, "llvm.x86.avx512.vpdpwssd.512", total.type, total, words, pair)

@@ -9,9 +9,12 @@ Activations of n tokens stand in blocks of T tokens (T = 1 for one token, else B
     codes   int8    [blocks, groups, T, 32]     round(x / scale), -127..127
     scales  float32 [blocks, groups, T]         max |x| of the group / 127
     sums    int32   [blocks, groups, T]         sum of the group's codes
+    corrections  int32 [blocks, groups, T, 4]   of 8 columns c each: in the lower half -64 (c0 + c1 + c4 + c5)
+                                                modulo 2**16, in the upper half the same of c2, c3, c6 and c7
 
-The sums repay the offset of unsigned weight values. Method: LLVM intrinsics through `numba.extending.intrinsic`, which
-hands a Python function an LLVM builder: a loop there is an unrolled loop in the machine code.
+Sums and corrections repay the offset of unsigned weight values. Method: LLVM intrinsics through
+`numba.extending.intrinsic`, which hands a Python function an LLVM builder: a loop there is an unrolled loop in the
+machine code.
 """
 
 from __future__ import annotations
@@ -24,15 +27,13 @@ from numba.extending import intrinsic
 
 from cg_local.kernels.instruction_set import InstructionSet, select_instruction_set
 from cg_local.kernels.llvm_vectors import F32, I8, I32, I64, call, splat, splat_constant, vector
-from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS
+from cg_local.packing import GROUP, INT8_GROUP, TILE_ROWS
 
 BLOCK_TOKENS = 4
 INSTRUCTION_SET = select_instruction_set()
 
 # Bytes of one tile and one group of 32 columns (of 256 columns for the super-scales).
-_C4_CODE_BYTES, _C4_SCALE_BYTES, _C4_SUPER_BYTES = TILE_ROWS * GROUP // 2, TILE_ROWS, 2 * TILE_ROWS
 _I8_CODE_BYTES, _I8_SCALE_BYTES = TILE_ROWS * GROUP, 2 * TILE_ROWS
-_SUBGROUPS = SUPER_GROUP // GROUP
 # How far a decode kernel asks ahead in its stream of codes.
 _PREFETCH_BYTES = 1024
 
@@ -82,11 +83,12 @@ class TileBuilder:
         b.position_at_end(end)
         return list(results)
 
-    def prefetch(self, address: ir.Value, num_bytes: int) -> None:
-        """Ask for the next bytes of a weight stream; worth it only where each line is used once (one token)."""
+    def prefetch(self, address: ir.Value, num_bytes: int, line: ir.Value | int = 0) -> None:
+        """Ask for bytes of a weight stream from 64-byte `line` on; worth it where each is used once (one token)."""
         if self.num_tokens == 1:
-            for line in range(0, num_bytes, 64):
-                target = self.pointer(address, _PREFETCH_BYTES + line, I8)
+            start = address if isinstance(line, int) else self.b.add(address, self.times(line, 64))
+            for byte in range(0, num_bytes, 64):
+                target = self.pointer(start, _PREFETCH_BYTES + byte, I8)
                 flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
                 call(self.b, "llvm.prefetch.p0", ir.VoidType(), target, *flags)
 
@@ -137,6 +139,16 @@ class TileBuilder:
             for part in range(self.parts)
         ]
 
+    def load_sums(self, out: ir.Value, stride: ir.Value) -> list[ir.Value]:
+        """Load what `store` stored."""
+        return [
+            self.load(
+                out, self.b.add(self.times(stride, 4 * token), ir.Constant(I64, 4 * self.rows * part)), self.floats, 4
+            )
+            for token in range(self.num_tokens)
+            for part in range(self.parts)
+        ]
+
     def store(self, sums: list[ir.Value], out: ir.Value, stride: ir.Value) -> None:
         """Store the sums at out[token * stride + row], the stride counted in floats."""
         for token in range(self.num_tokens):
@@ -145,73 +157,12 @@ class TileBuilder:
                 self.b.store(sums[token * self.parts + part], self.pointer(out, offset, self.floats), align=4)
 
 
-def emit_c4g32_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
-    """Emit one c4g32 tile: nibbles looked up in the tensor's codebook, two scales.
-
-    The arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales and sums, and
-    of the output, then the number of groups of 32 columns and the output's stride in floats between tokens.
-    """
-    codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride = arguments
-    emit = TileBuilder(isa, num_tokens, builder)
-    b = builder
-    table = emit.load(codebook, 0, emit.ints, 1)
-    nibble = splat_constant(emit.ints, 0x0F0F0F0F)
-
-    def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-        lines = b.add(codes, emit.times(index, _C4_CODE_BYTES))
-        group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
-        first = emit.times(index, num_tokens)
-        dots = emit.starts(x_sums, first, CODEBOOK_OFFSET)
-        emit.prefetch(lines, _C4_CODE_BYTES)
-        for line in range(GROUP // 8):
-            for part in range(emit.parts):
-                both = emit.load(lines, 64 * line + 4 * emit.rows * part, emit.ints, 1)
-                halves = b.and_(both, nibble), b.and_(b.lshr(both, splat_constant(emit.ints, 4)), nibble)
-                for half, nibbles in enumerate(halves):
-                    values = isa.lookup(b, table, nibbles)
-                    for token in range(num_tokens):
-                        at = token * emit.parts + part
-                        lane = emit.code_lane(group_codes, token, 8 * line + 4 * half)
-                        dots[at] = isa.dot(b, dots[at], values, lane)
-        scale_bytes = b.add(scales, emit.times(index, _C4_SCALE_BYTES))
-        weight_scales = [
-            b.sitofp(
-                b.sext(emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1), emit.ints),
-                emit.floats,
-            )
-            for part in range(emit.parts)
-        ]
-        return emit.accumulate(sums, dots, weight_scales, x_scales, first)
-
-    def super_group(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-        base = emit.times(index, _SUBGROUPS)
-
-        def subgroup(step: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            return group(b.add(base, step), sums)
-
-        sums = emit.loop(ir.Constant(I64, _SUBGROUPS), emit.zeros(), subgroup)
-        supers = emit.half_scales(super_scales, emit.times(index, _C4_SUPER_BYTES))
-        return [emit.fma(s, supers[at % emit.parts], t) for at, (s, t) in enumerate(zip(sums, totals, strict=True))]
-
-    emit.store(emit.loop(b.udiv(groups, ir.Constant(I64, _SUBGROUPS)), emit.zeros(), super_group), out, stride)
-
-
-def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of `emit_c4g32_tile`."""
-
-    @intrinsic
-    def tile(typing_context, codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out, groups, stride):
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_c4g32_tile(builder, instruction_set, num_tokens, arguments)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 10), generate
-
-    return tile
-
-
 def emit_i8g64_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
-    """Emit one i8g64 tile; arguments as in `emit_c4g32_tile` without super_scales and codebook."""
+    """Emit one i8g64 tile.
+
+    The arguments are addresses (intp) of codes, scales, activation codes, scales and sums, and of the output,
+    then the number of groups of 32 columns and the output's stride in floats between tokens.
+    """
     codes, scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
     emit = TileBuilder(isa, num_tokens, builder)
     b = builder

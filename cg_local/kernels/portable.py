@@ -108,6 +108,34 @@ def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):
 
 
 @njit(parallel=True, nogil=True, cache=True)
+def matmul_i8g64_int16(codes, scales, x_codes, x_scales, out):
+    """Multiply an i8g64 matrix by 16-bit activations; arguments as in `int16_activations.matmul_i8g64_int16`."""
+    blocks, groups, tokens = x_codes.shape[:3]
+    for tile in prange(codes.shape[0]):
+        dots = np.empty(TILE_ROWS, np.int32)
+        sums = np.empty(TILE_ROWS, np.float32)
+        for block in range(blocks):
+            for token in range(tokens):
+                sums[:] = 0
+                for group in range(groups):
+                    x = x_codes[block, group, token]
+                    dots[:] = 0
+                    for line in range(GROUP // 4):
+                        lanes = codes[tile, group * (GROUP // 4) + line]
+                        for row in range(TILE_ROWS):
+                            for byte in range(4):
+                                # Column 4k + byte stands in place 0, 2, 1, 3 of its four.
+                                place = (byte & 1) * 2 + (byte >> 1)
+                                dots[row] += np.int32(lanes[4 * row + byte]) * x[4 * line + place]
+                    factor = x_scales[block, group, token]
+                    for row in range(TILE_ROWS):
+                        scale = float32_from_half(scales[tile, group * GROUP // INT8_GROUP, row])
+                        sums[row] += np.float32(dots[row]) * (factor * scale)
+                for row in range(TILE_ROWS):
+                    out[block * tokens + token, tile * TILE_ROWS + row] = sums[row]
+
+
+@njit(parallel=True, nogil=True, cache=True)
 def matmul_bf16(codes, x, out):
     """Multiply a bf16 matrix by float32 activations; arguments as in `matmul.matmul_bf16`."""
     blocks, columns, tokens = x.shape

@@ -20,7 +20,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cg_local.kernels import matmul, matmul_six_bits
+from cg_local.kernels import matmul, matmul_four_bits, matmul_six_bits
 from cg_local.kernels.activations import gelu_tanh, quantize_group
 from cg_local.kernels.llvm_vectors import I64
 from cg_local.kernels.matmul import BLOCK_TOKENS, INSTRUCTION_SET
@@ -29,7 +29,7 @@ from cg_local.packing import GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS, PackedMa
 # What becomes of a product: stored, added to what is there, or (first gate, then up) gated and quantized.
 STORE, ADD, GATE = 0, 1, 2
 # Columns of the table of jobs, one row a matrix; addresses are of the parts of `packing.part_layout`.
-FORMAT, CODES, SCALES, SUPER_SCALES, CODEBOOK, TILES, GROUPS, OUT, STRIDE, JOB_FIELDS = range(10)
+FORMAT, CODES, SCALES, SUPER_SCALES, CODEBOOK, CODE_BYTES, TILES, GROUPS, OUT, STRIDE, JOB_FIELDS = range(11)
 FORMAT_IDS = {"c4g32": 0, "i8g64": 1, "i6g32": 2}
 _C4, _I8, _I6 = 0, 1, 2
 _PART_FIELDS = {"codes": CODES, "scales": SCALES, "super_scales": SUPER_SCALES, "codebook": CODEBOOK}
@@ -38,6 +38,9 @@ SCRATCH_TILES = 4
 # Runs of tiles per thread: fewer would leave threads waiting at the end, more would meet at the counter too often.
 _RUNS = 16
 _SUBGROUPS = SUPER_GROUP // GROUP
+_PANEL_GROUPS = matmul_four_bits.PANEL_COLUMNS // GROUP
+# Bytes of codes of 16 rows and 32 columns.
+_CODE_BYTES = {"c4g32": TILE_ROWS * GROUP // 2, "i8g64": TILE_ROWS * GROUP, "i6g32": TILE_ROWS * GROUP * 6 // 8}
 
 
 def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
@@ -48,12 +51,17 @@ def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
     """
     table = np.zeros((len(matrices), JOB_FIELDS), np.int64)
     for row, matrix in zip(table, matrices, strict=True):
-        row[FORMAT] = FORMAT_IDS[matrix.format]
+        row[FORMAT], row[CODE_BYTES] = FORMAT_IDS[matrix.format], _CODE_BYTES[matrix.format]
         row[TILES], row[GROUPS] = num_tiles(matrix.shape[0]), matrix.shape[1] // GROUP
         for part, field in _PART_FIELDS.items():
             if part in matrix.parts:
                 row[field] = matrix.parts[part].ctypes.data
     return table
+
+
+def scratch_floats(padded_tokens: int) -> int:
+    """Return how many float32 of scratch memory each worker needs."""
+    return SCRATCH_TILES * padded_tokens * TILE_ROWS + (matmul_four_bits.PANEL_BYTES + 64) // 4
 
 
 @intrinsic
@@ -68,54 +76,58 @@ def take(typing_context, counter, count):
 
 
 if INSTRUCTION_SET is not None:
-    _c4_one, _c4_block = (matmul.make_c4g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+    _c4_one = matmul_four_bits.make_c4g32_tile(INSTRUCTION_SET, 1)
+    _c4_unpack = matmul_four_bits.make_c4g32_unpack(INSTRUCTION_SET)
+    _c4_panel = matmul_four_bits.make_c4g32_panel_tile(INSTRUCTION_SET, BLOCK_TOKENS)
     _i8_one, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
     _i6_one, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
 
 
 @njit(nogil=True)
-def compute_tile(job, tile, x_codes, x_scales, x_sums, out, stride):
+def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out, stride):
     """Multiply one tile by all blocks of activations.
 
     Args:
         job: int64 [JOB_FIELDS], a row of the table; tile: which 16 rows of its matrix.
-        x_codes, x_scales, x_sums: as in the docstring of `matmul.py`.
+        x_codes, x_scales, x_sums, x_corrections: as in the docstring of `matmul.py`.
+        panel: address of PANEL_BYTES bytes to unpack weights into.
         out: address of the first token's 16 results; stride: floats from one token's to the next.
     """
     groups, format = job[GROUPS], job[FORMAT]
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
-    if format == _C4:
-        codes = job[CODES] + tile * groups * (TILE_ROWS * GROUP // 2)
-        scales = job[SCALES] + tile * groups * TILE_ROWS
+    codes = job[CODES] + tile * groups * job[CODE_BYTES]
+    scales = job[SCALES] + tile * groups * TILE_ROWS
+    supers, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
+    x, xs, xc = x_codes.ctypes.data, x_scales.ctypes.data, x_sums.ctypes.data
+    xo, step = x_corrections.ctypes.data, groups * tokens
+    if format == _C4 and tokens == 1:
+        _c4_one(codes, scales, supers, book, x, xs, xc, xo, out, groups, stride)
+    elif format == _C4:
+        for first in range(0, groups, _PANEL_GROUPS):
+            count = min(_PANEL_GROUPS, groups - first)
+            _c4_unpack(codes + first * job[CODE_BYTES], book, panel, count)
+            panel_scales, panel_supers = scales + first * TILE_ROWS, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
+            for block in range(blocks):
+                at = block * step + first * tokens
+                _c4_panel(
+                    panel, panel_scales, panel_supers, np.int64(first == 0), x + at * GROUP, xs + at * 4, xc + at * 4,
+                    xo + at * 16, out + block * tokens * stride * 4, count, stride,
+                )  # fmt: skip
     elif format == _I8:
-        codes = job[CODES] + tile * groups * (TILE_ROWS * GROUP)
         scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
+        for block in range(blocks):
+            at, y = block * step, out + block * tokens * stride * 4
+            if tokens == 1:
+                _i8_one(codes, scales, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
+            else:
+                _i8_block(codes, scales, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
     else:
-        codes = job[CODES] + tile * groups * (TILE_ROWS * GROUP * 6 // 8)
-        scales = job[SCALES] + tile * groups * TILE_ROWS
-    super_scales, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
-    for block in range(blocks):
-        first = block * groups * tokens
-        x, xs, xc = (
-            x_codes.ctypes.data + first * GROUP,
-            x_scales.ctypes.data + first * 4,
-            x_sums.ctypes.data + first * 4,
-        )
-        y = out + block * tokens * stride * 4
-        if format == _C4:
+        for block in range(blocks):
+            at, y = block * step, out + block * tokens * stride * 4
             if tokens == 1:
-                _c4_one(codes, scales, super_scales, book, x, xs, xc, y, groups, stride)
+                _i6_one(codes, scales, supers, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
             else:
-                _c4_block(codes, scales, super_scales, book, x, xs, xc, y, groups, stride)
-        elif format == _I8:
-            if tokens == 1:
-                _i8_one(codes, scales, x, xs, xc, y, groups, stride)
-            else:
-                _i8_block(codes, scales, x, xs, xc, y, groups, stride)
-        elif tokens == 1:
-            _i6_one(codes, scales, super_scales, x, xs, xc, y, groups, stride)
-        else:
-            _i6_block(codes, scales, super_scales, x, xs, xc, y, groups, stride)
+                _i6_block(codes, scales, supers, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
 
 
 @njit(nogil=True)
@@ -128,13 +140,13 @@ def add_tile(results, tile, num_tokens, total):
 
 
 @njit(nogil=True)
-def gate_group(results, group, y_codes, y_scales, y_sums):
+def gate_group(results, group, y_codes, y_scales, y_sums, y_corrections):
     """Gate 32 rows by 32 others, quantize them and store them as one group of the next product's activations.
 
     Args:
         results: float32 [4, padded tokens, 16] flattened: two tiles of the gate projection, two of the up projection.
         group: which 32 columns of the next product's input.
-        y_codes, y_scales, y_sums: as in the docstring of `matmul.py`.
+        y_codes, y_scales, y_sums, y_corrections: as in the docstring of `matmul.py`.
     """
     blocks, tokens = y_codes.shape[0], y_codes.shape[2]
     size = blocks * tokens * TILE_ROWS
@@ -144,17 +156,19 @@ def gate_group(results, group, y_codes, y_scales, y_sums):
             at = half * size + row * TILE_ROWS
             for lane in range(TILE_ROWS):
                 values[half * TILE_ROWS + lane] = gelu_tanh(results[at + lane]) * results[2 * size + at + lane]
-        quantize_group(values, 0, y_codes, y_scales, y_sums, row // tokens, group, row % tokens)
+        quantize_group(values, y_codes, y_scales, y_sums, y_corrections, row // tokens, group, row % tokens)
 
 
 @njit(nogil=True)
 def work(
-    jobs, x_codes, x_scales, x_sums, num_tokens, mode, total, y_codes, y_scales, y_sums, results, counter, units,
-    num_workers,
+    jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total, y_codes, y_scales, y_sums, y_corrections,
+    results, counter, units, num_workers,
 ):  # fmt: skip
     """Compute units (a tile, or a group of gated columns) until the common counter has run out."""
     parts = SCRATCH_TILES if mode == GATE else 1
     size = x_codes.shape[0] * x_codes.shape[2] * TILE_ROWS
+    # The panel stands behind the results, on a cache line.
+    panel = (results.ctypes.data + SCRATCH_TILES * size * 4 + 63) & ~63
     run = max(1, units // (_RUNS * num_workers))
     while True:
         start = take(counter, run)
@@ -172,28 +186,29 @@ def work(
                     index, tile = part // 2, 2 * unit + part % 2
                 elif mode == STORE:
                     target, stride = jobs[index, OUT] + tile * (4 * TILE_ROWS), jobs[index, STRIDE]
-                compute_tile(jobs[index], tile, x_codes, x_scales, x_sums, target, stride)
+                compute_tile(jobs[index], tile, x_codes, x_scales, x_sums, x_corrections, panel, target, stride)
             if mode == GATE:
-                gate_group(results, unit, y_codes, y_scales, y_sums)
+                gate_group(results, unit, y_codes, y_scales, y_sums, y_corrections)
             elif mode == ADD:
                 add_tile(results, tile, num_tokens, total)
 
 
 @njit(parallel=True, nogil=True, cache=True)
 def run_products(
-    jobs, x_codes, x_scales, x_sums, num_tokens, mode, total, y_codes, y_scales, y_sums, scratch, num_workers
+    jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total, y_codes, y_scales, y_sums, y_corrections,
+    scratch, num_workers,
 ):  # fmt: skip
     """Multiply quantized activations by every matrix of a table.
 
     Args:
         jobs: int64 [num_matrices, JOB_FIELDS]; all matrices have the same number of columns. GATE takes two, the gate
             projection first, of the same number of rows, a multiple of 32. ADD takes one.
-        x_codes, x_scales, x_sums: the input, as in the docstring of `matmul.py`.
+        x_codes, x_scales, x_sums, x_corrections: the input, as in the docstring of `matmul.py`.
         num_tokens: of the input, without those that fill up the last block.
         mode: STORE (float32 at each job's OUT, padded tokens and rows included), ADD or GATE.
         total: float32 [num_tokens, rows]; ADD adds to it.
-        y_codes, y_scales, y_sums: written by GATE, in the same blocks as the input.
-        scratch: float32 [at least num_workers, SCRATCH_TILES * padded tokens * 16].
+        y_codes, y_scales, y_sums, y_corrections: written by GATE, in the same blocks as the input.
+        scratch: float32 [at least num_workers, scratch_floats(padded tokens)].
         num_workers: how many threads share the tiles; at most Numba's.
     """
     units = jobs[0, TILES] // 2
@@ -204,6 +219,6 @@ def run_products(
     counter = np.zeros(1, np.int64)
     for worker in prange(num_workers):
         work(
-            jobs, x_codes, x_scales, x_sums, num_tokens, mode, total, y_codes, y_scales, y_sums,
-            scratch[worker], counter.ctypes.data, units, num_workers,
+            jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total,
+            y_codes, y_scales, y_sums, y_corrections, scratch[worker], counter.ctypes.data, units, num_workers,
         )  # fmt: skip

@@ -1,0 +1,337 @@
+"""Small matrix products, widenings and reductions in vector registers, generated for any register width.
+
+This file owns the machine code of attention's inner loops. It knows addresses and strides, no pages and no queries.
+Invariant: every sum is one chain in ascending order of its index, so a result does not depend on the number of rows in
+a tile nor on how a product was cut along its inner dimension, and each width of register gives the same bits.
+
+The functions made here take addresses (intp) and are called from compiled code alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from cg_local.kernels.instruction_set import F32, I8, I16, I32, I64, call, splat, splat_constant, vector
+
+# Columns of a tile: the keys of a page of 16, or 16 of a value's columns.
+TILE_COLUMNS = 16
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+# exp(x) = 2**n exp(r): ln 2 in two parts and a minimax polynomial of exp on [-ln2/2, ln2/2], as in `activations.exp32`.
+# Source: Cephes, expf.
+_LOG2_E, _LN2_HIGH, _LN2_LOW, _EXP_LIMIT = 1.4426950408889634, 0.693359375, -2.12194440e-4, 87.0
+_EXP_COEFFICIENTS = (
+    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+)  # fmt: skip
+# A float16's bits moved to a float32's places are too small by the difference of the exponents' biases.
+_REBIAS = 2.0**112
+
+
+class RegisterTile:
+    """Emits code on TILE_COLUMNS float32 columns held in `parts` registers.
+
+    Args:
+        lanes: float32 values of one register: 4, 8 or 16.
+        is_rich: the processor has fused multiply-add and converts float16; else both are composed of plain operations.
+        builder: where to emit.
+    """
+
+    def __init__(self, lanes: int, is_rich: bool, builder: ir.IRBuilder) -> None:
+        self.lanes, self.is_rich, self.b = lanes, is_rich, builder
+        self.parts = TILE_COLUMNS // lanes
+        self.floats, self.ints = vector(F32, lanes), vector(I32, lanes)
+
+    def load(self, address: ir.Value, element: ir.Type, part: int, size: int) -> ir.Value:
+        """Load one part of a line of elements of `size` bytes."""
+        return self.b.load(self._pointer(address, element, part, size), align=1)
+
+    def store(self, value: ir.Value, address: ir.Value, part: int) -> None:
+        """Store float32 values as one part of a line."""
+        self.b.store(value, self._pointer(address, self.floats, part, 4), align=4)
+
+    def prefetch(self, address: ir.Value) -> None:
+        """Ask for the line of memory at an address, which need not be valid."""
+        flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
+        call(self.b, "llvm.prefetch.p0", ir.VoidType(), self.b.inttoptr(address, I8.as_pointer()), *flags)
+
+    def _pointer(self, address: ir.Value, element: ir.Type, part: int, size: int) -> ir.Value:
+        offset = ir.Constant(I64, part * self.lanes * size)
+        return self.b.inttoptr(self.b.add(address, offset), element.as_pointer())
+
+    def widened(self, address: ir.Value, element: str, part: int) -> ir.Value:
+        """Load one part of a line of float32, float16 or int8 values as float32."""
+        if element == "float32":
+            return self.load(address, self.floats, part, 4)
+        if element == "int8":
+            codes = self.load(address, vector(I8, self.lanes), part, 1)
+            return self.b.sitofp(self.b.sext(codes, self.ints), self.floats)
+        return self.widened_halves(self.load(address, vector(I16, self.lanes), part, 2))
+
+    def widened_halves(self, halves: ir.Value) -> ir.Value:
+        """Return the float32 values of float16 bits; without hardware as `bits.portable_float32_from_half`."""
+        if self.is_rich:
+            return self.b.fpext(self.b.bitcast(halves, vector(ir.HalfType(), self.lanes)), self.floats)
+        b, bits = self.b, self.b.zext(halves, self.ints)
+        magnitude = b.shl(b.and_(bits, splat_constant(self.ints, 0x7FFF)), splat_constant(self.ints, 13))
+        scaled = b.fmul(b.bitcast(magnitude, self.floats), splat_constant(self.floats, _REBIAS))
+        sign = b.shl(b.and_(bits, splat_constant(self.ints, 0x8000)), splat_constant(self.ints, 16))
+        return b.bitcast(b.or_(b.bitcast(scaled, self.ints), sign), self.floats)
+
+    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """Return x * y + z, rounded once where the processor can."""
+        if self.is_rich:
+            return call(self.b, f"llvm.fma.v{self.lanes}f32", self.floats, x, y, z)
+        return self.b.fadd(self.b.fmul(x, y), z)
+
+    def exp(self, x: ir.Value) -> ir.Value:
+        """Return exp(x) for x <= 0: `activations.exp32` in registers."""
+        b, full = self.b, lambda value: splat_constant(self.floats, float(value))
+        x = self.largest(x, full(-_EXP_LIMIT))
+        n = call(b, f"llvm.rint.v{self.lanes}f32", self.floats, b.fmul(x, full(_LOG2_E)))
+        r = b.fsub(b.fsub(x, b.fmul(n, full(_LN2_HIGH))), b.fmul(n, full(_LN2_LOW)))
+        p = full(_EXP_COEFFICIENTS[0])
+        for coefficient in _EXP_COEFFICIENTS[1:]:
+            p = self.multiply_add(p, r, full(coefficient))
+        p = self.multiply_add(b.fmul(p, r), r, b.fadd(r, full(1)))
+        exponent = b.add(b.fptosi(n, self.ints), splat_constant(self.ints, 127))
+        return b.fmul(p, b.bitcast(b.shl(exponent, splat_constant(self.ints, 23)), self.floats))
+
+    def largest(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """Return the larger value of each lane."""
+        return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
+
+    def below(self, first: ir.Value, part: int, count: ir.Value) -> ir.Value:
+        """Return which lanes of a part have an index, counted from `first`, below `count`."""
+        b = self.b
+        lane_ids = ir.Constant(self.ints, [part * self.lanes + lane for lane in range(self.lanes)])
+        left = splat(b, b.trunc(b.sub(count, first), I32), self.lanes)
+        return b.icmp_signed("<", lane_ids, left)
+
+
+def _loop(builder: ir.IRBuilder, count: ir.Value, step: int, carried: list[ir.Value], body: Any) -> list[ir.Value]:
+    """Run body(index, carried) -> carried for index 0, step, ... below count (count >= 1); return the last carried."""
+    entry, block, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.branch(block)
+    builder.position_at_end(block)
+    index = builder.phi(I64)
+    index.add_incoming(ir.Constant(I64, 0), entry)
+    phis = [builder.phi(value.type) for value in carried]
+    for phi, value in zip(phis, carried, strict=True):
+        phi.add_incoming(value, entry)
+    results = body(index, phis)
+    following = builder.add(index, ir.Constant(I64, step))
+    index.add_incoming(following, builder.block)
+    for phi, value in zip(phis, results, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), block, end)
+    builder.position_at_end(end)
+    return list(results)
+
+
+def _call_shared(
+    builder: ir.IRBuilder, name: str, arguments: list[ir.Value], emit: Callable[[ir.IRBuilder, list[ir.Value]], None]
+) -> None:
+    """Call a function of this name, which `emit` fills at its first use in a module.
+
+    It is not inlined: a tile's code stands once, however many calls there are, which saves seconds of compilation.
+    """
+    module = builder.module
+    function = module.globals.get(name)
+    if function is None:
+        signature = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        function = ir.Function(module, signature, name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        function.attributes.add("nounwind")
+        inner = ir.IRBuilder(function.append_basic_block())
+        emit(inner, list(function.args))
+        inner.ret_void()
+    builder.call(function, arguments)
+
+
+def make_tile_product(lanes: int, is_rich: bool, num_rows: int, element: str) -> Any:
+    """Return the intrinsic of C = A B or C += A B for num_rows rows and TILE_COLUMNS columns.
+
+    Its arguments: address of A (float32, num_rows rows) and its stride between rows, address of B (`element`, `inner`
+    rows) and its stride, inner >= 1, address of C (float32) and its stride, `adds`: 0 begins at zero, 1 at C, and
+    `ahead`. Strides count elements. A B of float16 is taken as it comes from memory: what lies `ahead` bytes behind
+    each of its lines is asked for early; 0 asks for nothing new.
+    """
+
+    def emit(builder: ir.IRBuilder, arguments: list[ir.Value]) -> None:
+        a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead = arguments
+        tile = RegisterTile(lanes, is_rich, builder)
+        a_rows = [builder.add(a, builder.mul(a_stride, ir.Constant(I64, 4 * row))) for row in range(num_rows)]
+        c_rows = [builder.add(c, builder.mul(c_stride, ir.Constant(I64, 4 * row))) for row in range(num_rows)]
+        line_bytes = builder.mul(b_stride, ir.Constant(I64, _BYTES[element]))
+        keeps, zero = builder.trunc(adds, ir.IntType(1)), splat_constant(tile.floats, 0.0)
+        places = [(row, part) for row in range(num_rows) for part in range(tile.parts)]
+        sums = [builder.select(keeps, tile.load(c_rows[row], tile.floats, part, 4), zero) for row, part in places]
+
+        def step(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            line = builder.add(b, builder.mul(index, line_bytes))
+            if element == "float16":
+                tile.prefetch(builder.add(line, ahead))
+            columns = [tile.widened(line, element, part) for part in range(tile.parts)]
+            offset = builder.mul(index, ir.Constant(I64, 4))
+            factors = [
+                builder.load(builder.inttoptr(builder.add(row, offset), F32.as_pointer()), align=4) for row in a_rows
+            ]
+            return [
+                tile.multiply_add(splat(builder, factors[row], lanes), columns[part], total)
+                for (row, part), total in zip(places, sums, strict=True)
+            ]
+
+        for (row, part), total in zip(places, _loop(builder, inner, 1, sums, step), strict=True):
+            tile.store(total, c_rows[row], part)
+
+    @intrinsic
+    def tile_product(typing_context, a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead):
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            name = f"cg_local.tile_product.{lanes}.{int(is_rich)}.{num_rows}.{element}"
+            _call_shared(builder, name, arguments, emit)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 9), generate
+
+    return tile_product
+
+
+def make_widen(lanes: int, is_rich: bool, element: str) -> Any:
+    """Return the intrinsic that writes TILE_COLUMNS stored values as float32; its arguments: their address, out's."""
+
+    @intrinsic
+    def widen(typing_context, source, out):
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            tile = RegisterTile(lanes, is_rich, builder)
+            for part in range(tile.parts):
+                tile.store(tile.widened(arguments[0], element, part), arguments[1], part)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp), generate
+
+    return widen
+
+
+def make_scaled_widen(lanes: int, is_rich: bool) -> Any:
+    """Return the intrinsic that writes TILE_COLUMNS int8 codes times their scales as float32.
+
+    Its arguments: the address of the codes; of one float32 scale for each, or a float32 for all; the address of out.
+    """
+
+    @intrinsic
+    def scaled_widen(typing_context, source, scales, out):
+        is_shared = isinstance(scales, types.Float)
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            source, scales, out = arguments
+            tile = RegisterTile(lanes, is_rich, builder)
+            for part in range(tile.parts):
+                factors = splat(builder, scales, lanes) if is_shared else tile.load(scales, tile.floats, part, 4)
+                tile.store(builder.fmul(tile.widened(source, "int8", part), factors), out, part)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, scales, types.intp), generate
+
+    return scaled_widen
+
+
+def make_split_half_widen(lanes: int, is_rich: bool) -> Any:
+    """Return the intrinsic that writes TILE_COLUMNS float16 as float32.
+
+    Its arguments: the address of their low bytes, of their high bytes, and of out.
+    """
+
+    @intrinsic
+    def split_half_widen(typing_context, low, high, out):
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            tile = RegisterTile(lanes, is_rich, builder)
+            words = vector(I16, lanes)
+            for part in range(tile.parts):
+                low, high = (builder.zext(tile.load(at, vector(I8, lanes), part, 1), words) for at in arguments[:2])
+                halves = builder.or_(low, builder.shl(high, splat_constant(words, 8)))
+                tile.store(tile.widened_halves(halves), arguments[2], part)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp), generate
+
+    return split_half_widen
+
+
+def make_line_peak(lanes: int, is_rich: bool) -> Any:
+    """Return the intrinsic of the largest of `count` float32 values, a line padded to whole tiles.
+
+    Its arguments: the line's address, count >= 1, and the value to begin with.
+    """
+
+    @intrinsic
+    def line_peak(typing_context, line, count, lowest):
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            line, count, lowest = arguments
+            tile = RegisterTile(lanes, is_rich, builder)
+            floor = splat(builder, lowest, lanes)
+
+            def step(index: ir.Value, peaks: list[ir.Value]) -> list[ir.Value]:
+                base = builder.add(line, builder.mul(index, ir.Constant(I64, 4)))
+                results = []
+                for part, peak in enumerate(peaks):
+                    value = tile.load(base, tile.floats, part, 4)
+                    counted = builder.select(tile.below(index, part, count), value, floor)
+                    results.append(tile.largest(counted, peak))
+                return results
+
+            peaks = _loop(builder, count, TILE_COLUMNS, [floor] * tile.parts, step)
+            values = _values(builder, peaks, lanes)
+            peak = values[0]
+            for value in values[1:]:
+                peak = builder.select(builder.fcmp_ordered(">", value, peak), value, peak)
+            return peak
+
+        return types.float32(types.intp, types.intp, types.float32), generate
+
+    return line_peak
+
+
+def make_line_weights(lanes: int, is_rich: bool) -> Any:
+    """Return the intrinsic that replaces scores by exp(score - peak) and returns their sum, of TILE_COLUMNS chains.
+
+    Its arguments: the address of a line of float32 padded to whole tiles; how many of its scores count; how long the
+    line is, at least 1, whose other scores become 0, its padding too; and the peak, no score that counts is above it.
+    """
+
+    @intrinsic
+    def line_weights(typing_context, line, seen, length, peak):
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            line, seen, length, peak = arguments
+            tile = RegisterTile(lanes, is_rich, builder)
+            shift, zero = splat(builder, peak, lanes), splat_constant(tile.floats, 0.0)
+
+            def step(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                base = builder.add(line, builder.mul(index, ir.Constant(I64, 4)))
+                results = []
+                for part, total in enumerate(sums):
+                    weight = tile.exp(builder.fsub(tile.load(base, tile.floats, part, 4), shift))
+                    weight = builder.select(tile.below(index, part, seen), weight, zero)
+                    tile.store(weight, base, part)
+                    results.append(builder.fadd(total, weight))
+                return results
+
+            values = _values(builder, _loop(builder, length, TILE_COLUMNS, [zero] * tile.parts, step), lanes)
+            # Halves are added until one value is left: the same pairs for every width.
+            while len(values) > 1:
+                half = len(values) // 2
+                values = [builder.fadd(x, y) for x, y in zip(values[:half], values[half:], strict=True)]
+            return values[0]
+
+        return types.float32(types.intp, types.intp, types.intp, types.float32), generate
+
+    return line_weights
+
+
+def _values(builder: ir.IRBuilder, parts: list[ir.Value], lanes: int) -> list[ir.Value]:
+    """Return the TILE_COLUMNS single values of a line in registers."""
+    return [builder.extract_element(part, ir.Constant(I32, lane)) for part in parts for lane in range(lanes)]
