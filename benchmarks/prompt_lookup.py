@@ -19,82 +19,22 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from model_loading import LoadedModel, load, model_path, one_line, quantized_folder
-from numpy.typing import NDArray
+from model_loading import load, model_path, one_line, quantized_folder
 
 from cg_local.bench.cards import machine_card, model_card, usable_cores
 from cg_local.bench.figures import spread
-from cg_local.config import EngineConfig, SamplingParams
-from cg_local.engine import Engine
+from cg_local.bench.prompt_lookup import EDITS, WARM_UP_TOKENS, Edit, Round, read_edits, run, scripted_engine
+from cg_local.config import EngineConfig
 from cg_local.errors import CgLocalError
-from cg_local.kv_cache import KVCache
-from cg_local.model import Model, SequenceSpan
 from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
 
-EDITS = Path(__file__).parent / "edits"
-AFTER_THE_OLD_TEXT = "\n\n# After the edit:\n\n"
-# Written before the first round, so that it does not load kernels and map weights.
-WARM_UP_TOKENS = 24
-
 Result = dict[str, Any]
-
-
-class ScriptedModel(Model):
-    """A network that says what it is told: it computes its logits and raises that of the script's next token.
-
-    Args:
-        loaded: a loaded model, whose network this is.
-        script: prompt and answer.
-    """
-
-    def __init__(self, loaded: LoadedModel, script: Sequence[int]) -> None:
-        """Bind the weights of the model again; they are mapped, so this copies nothing."""
-        super().__init__(loaded.folder)
-        self.script = script
-
-    def forward(
-        self,
-        token_ids: NDArray[np.int32],
-        spans: Sequence[SequenceSpan],
-        cache: KVCache,
-        logit_rows: NDArray[np.integer],
-    ) -> NDArray[np.float32]:
-        """Compute a step of one sequence; every row's largest logit is that of the token after it in the script."""
-        logits = super().forward(token_ids, spans, cache, logit_rows)
-        for logits_row, row in zip(logits, logit_rows, strict=True):
-            # A wrong guess has a row too; what comes after it is not used.
-            following = spans[0].first_position + int(row) + 1
-            if following < len(self.script):
-                logits_row[self.script[following]] = logits_row.max() + 1
-        return logits
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A text before and after, as token ids."""
-
-    name: str
-    before: list[int]
-    after: list[int]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One answer: seconds from its first token to its last, and how its guesses did."""
-
-    seconds: float
-    num_steps: int
-    drafted: int
-    accepted: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +59,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Result:
     edits = read_edits(options.edits, tokenizer, options.new_tokens)
     figures = {}
     for edit in edits:
-        engine = scripted_engine(loaded, edit, num_threads)
+        engine = scripted_engine(loaded.folder, edit, num_threads)
         for count in (0, options.draft_tokens):
             run(engine, edit, count, WARM_UP_TOKENS)
         rounds = [[run(engine, edit, count) for count in (0, options.draft_tokens)] for _ in range(options.repeat)]
@@ -132,60 +72,6 @@ def measure(folder: Path, options: argparse.Namespace) -> Result:
         "edits": figures,
         "speed_up": spread([figure["speed_up"]["median"] for figure in figures.values()]),
     }
-
-
-def read_edits(folder: Path, tokenizer: Tokenizer, new_tokens: int | None) -> list[Edit]:
-    """Read NAME.before.txt and NAME.after.txt of a folder.
-
-    Args:
-        folder: the texts.
-        tokenizer: cuts them.
-        new_tokens: cut what is to be written after so many; None: all of it.
-    """
-    edits = []
-    for path in sorted(folder.glob("*.before.txt")):
-        name = path.name.removesuffix(".before.txt")
-        before, after = (folder.joinpath(f"{name}.{side}.txt").read_text("utf-8") for side in ("before", "after"))
-        edits.append(
-            Edit(
-                name=name,
-                before=[tokenizer.bos_id, *tokenizer.encode(before + AFTER_THE_OLD_TEXT)],
-                after=tokenizer.encode(after)[:new_tokens],
-            )
-        )
-    return edits
-
-
-def scripted_engine(loaded: LoadedModel, edit: Edit, num_threads: int) -> Engine:
-    """Return an engine that writes an edit; the prompt is computed once, later rounds find it in the prefix cache."""
-    script = edit.before + edit.after
-    config = EngineConfig(max_context=len(script), num_threads=num_threads)
-    return Engine(ScriptedModel(loaded, script), config)
-
-
-def run(engine: Engine, edit: Edit, draft_tokens: int, new_tokens: int | None = None) -> Round:
-    """Write an edit once.
-
-    Args:
-        engine: from `scripted_engine`; what it learned of the times of steps it keeps.
-        edit: what to write.
-        draft_tokens: guesses of a step at most.
-        new_tokens: stop after so many, None for all.
-
-    Raises:
-        CgLocalError: the engine chose other tokens than the edit's.
-    """
-    engine.config = replace(engine.config, max_draft_tokens=draft_tokens)
-    sequence = engine.add(edit.before, SamplingParams(max_tokens=new_tokens or len(edit.after)))
-    while len(sequence.token_ids) == len(edit.before):
-        engine.step()
-    started = time.perf_counter()
-    engine.run()
-    seconds = time.perf_counter() - started
-    if sequence.completion_ids != edit.after[: len(sequence.completion_ids)]:
-        raise CgLocalError(f"{edit.name}: the engine wrote other tokens than the edit's")
-    counts = sequence.speculation
-    return Round(seconds, counts.num_steps, counts.drafted, counts.accepted)
 
 
 def summary(edit: Edit, plain: list[Round], guessed: list[Round]) -> Result:

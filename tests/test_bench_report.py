@@ -72,6 +72,15 @@ def test_shares_are_of_the_limits_with_all_threads() -> None:
     assert share["median"] == pytest.approx(100 / 512 * prefill_operations(CONFIG, 512) / 1e6)
 
 
+def test_gain_of_prompt_lookup_is_the_median_of_the_edits() -> None:
+    def edit(plain: float, guessed: float) -> dict[str, Any]:
+        return {"plain": {"tokens": 9, "seconds": [plain]}, "guessed": {"tokens": 9, "seconds": [guessed]}}
+
+    edits = {"a": edit(6.0, 2.0), "b": edit(2.0, 2.0), "c": edit(4.0, 2.0)}
+    assert summary.prompt_lookup({"cg-local": {"prompt_lookup": edits}}) == pytest.approx(2.0)
+    assert summary.prompt_lookup({"cg-local": {}}) is None
+
+
 def test_loading_leaves_the_first_time_out() -> None:
     document = document_of((100.0,))
     assert summary.warm_load(document, "cg-local") == pytest.approx(spread([0.25, 0.5 / 3]))

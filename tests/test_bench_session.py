@@ -137,10 +137,12 @@ def test_whole_processes_are_timed_in_every_round(monkeypatch: pytest.MonkeyPatc
             return {"seconds": 1.0}
 
     monkeypatch.setattr(session_module, "FillProcess", FakeFill)
+    monkeypatch.setattr(session_module, "prompt_lookup", lambda model, num_threads: {"edit": {}})
     document = run(replace(PLAN, has_processes=True, num_threads=1), [FakeOwnEngine(100, [])])
     assert [figures["fill"]["cold"]["seconds"] for figures in document["rounds"]] == [20.0, 20.0]
     assert len(document["rounds"][1]["fill"]["warm"]) == session_module.WARM_FILLS
     assert document["rounds"][0]["cg-local"]["decode_beside_busy_cores"]["tokens"] == 4
+    assert document["rounds"][1]["cg-local"]["prompt_lookup"] == {"edit": {}}
 
 
 def test_busy_cores_end_with_their_context() -> None:

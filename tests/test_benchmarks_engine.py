@@ -15,6 +15,7 @@ import cg_local.engine
 from cg_local import reference
 from cg_local.bench import cards
 from cg_local.bench.figures import bytes_per_token, spread
+from cg_local.bench.prompt_lookup import ScriptedModel
 from cg_local.config import EngineConfig
 from cg_local.errors import CgLocalError
 from cg_local.model_folder import open_model_folder
@@ -163,9 +164,9 @@ def test_scripted_model_says_what_it_is_told_and_nothing_else_is_accepted(
     loaded = model_loading.load(toy_folder("mqa", "q4"), EngineConfig(max_context=16))
     edit = prompt_lookup.read_edits(edits, loaded.tokenizer, 20)[0]
     assert len(edit.after) == 20
-    engine = prompt_lookup.scripted_engine(loaded, edit, 1)
+    engine = prompt_lookup.scripted_engine(loaded.folder, edit, 1)
     assert prompt_lookup.run(engine, edit, 0).num_steps == 19
 
-    monkeypatch.setattr(prompt_lookup.ScriptedModel, "forward", model_loading.Model.forward)
+    monkeypatch.setattr(ScriptedModel, "forward", model_loading.Model.forward)
     with pytest.raises(CgLocalError, match="small: the engine wrote other tokens than the edit's"):
         prompt_lookup.run(engine, edit, 0)

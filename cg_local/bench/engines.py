@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from cg_local.errors import BenchmarkError
 
 OWN_NAME = "cg-local"
 LLAMA_BENCH_SECONDS = 3600
+# Threads of the engine that was measured before may still spin, waiting for more work.
+SETTLE_SECONDS = 0.05
 
 Record = dict[str, Any]
 
@@ -90,11 +93,13 @@ class WorkerEngine:
 
     def prefill(self, token_ids: Sequence[int]) -> Record:
         """Time a prompt; see MeasuredEngine."""
+        time.sleep(SETTLE_SECONDS)
         answer = self._worker.ask("prefill", token_ids=list(token_ids))
         return {"tokens": len(token_ids), "seconds": [answer["seconds"]]}
 
     def decode(self, token_ids: Sequence[int], new_tokens: int) -> Record:
         """Time single tokens; see MeasuredEngine."""
+        time.sleep(SETTLE_SECONDS)
         answer = self._worker.ask("decode", token_ids=list(token_ids), new_tokens=new_tokens)
         return {"tokens": new_tokens, "seconds": answer["seconds"]}
 

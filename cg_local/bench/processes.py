@@ -20,7 +20,7 @@ from cg_local.errors import BenchmarkError
 
 NEW_TOKENS = 32
 SETTLE_SECONDS = 0.3
-FILL_SECONDS = 600
+FILL_SECONDS, EDITS_SECONDS = 600, 3600
 # A gap in which nano writes as long as it may; how many tokens it wrote is part of the record.
 SOURCE = """class Point:
     def __init__(self, a, b):
@@ -51,6 +51,29 @@ def busy_cores(num_cores: int) -> Iterator[list[int]]:
             process.kill()
         for process in processes:
             process.wait()
+
+
+def prompt_lookup(model: Path, num_threads: int | None) -> dict[str, Any]:
+    """Time edits of a text of the prompt without and with guessed tokens; see `prompt_lookup.measure_edits`.
+
+    Args:
+        model: the model folder.
+        num_threads: of the kernels; None: what the engine chooses.
+
+    Raises:
+        BenchmarkError: the process failed.
+    """
+    request = json.dumps({"model": str(model), "num_threads": num_threads})
+    command = [sys.executable, "-m", "cg_local.bench.prompt_lookup", request]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=EDITS_SECONDS)
+    except subprocess.CalledProcessError as cause:
+        lines = cause.stderr.strip().splitlines() or ["it said nothing"]
+        raise BenchmarkError(f"prompt lookup ended with status {cause.returncode}: {lines[-1]}") from cause
+    except subprocess.TimeoutExpired as cause:
+        raise BenchmarkError(f"prompt lookup did not end within {EDITS_SECONDS} seconds") from cause
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 class FillProcess:

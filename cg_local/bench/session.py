@@ -18,7 +18,7 @@ from typing import Any
 from cg_local.bench.cards import usable_cores
 from cg_local.bench.engines import OWN_NAME, Load, MeasuredEngine, OwnEngine, Record
 from cg_local.bench.figures import prefill_operations
-from cg_local.bench.processes import FillProcess, busy_cores
+from cg_local.bench.processes import FillProcess, busy_cores, prompt_lookup
 from cg_local.bench.roofline import Roofline
 from cg_local.config import EngineConfig, ModelConfig
 from cg_local.errors import BenchmarkError
@@ -45,7 +45,7 @@ class Plan:
         batches: sequences that decode together, this engine only.
         new_tokens: single tokens of a round.
         seed: of the random tokens.
-        has_processes: also time whole processes of `cg-local fill` and decode beside busy cores.
+        has_processes: also time whole processes of `cg-local fill`, edits, and decode beside busy cores.
     """
 
     rounds: int
@@ -218,6 +218,8 @@ class Session:
             self._say(f"{where}: {own.name}: beside busy cores")
             with busy_cores(plan.num_threads or usable_cores()):
                 figures["decode_beside_busy_cores"] = own.decode(self._tokens(1), plan.new_tokens)
+            self._say(f"{where}: {own.name}: prompt lookup on edits")
+            figures["prompt_lookup"] = prompt_lookup(own.file, plan.num_threads)
 
     def _measure_fill(self, fill: FillProcess, figures: Document, where: str) -> None:
         self._say(f"{where}: fill with nothing compiled")

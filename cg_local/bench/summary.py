@@ -89,6 +89,13 @@ def beside_busy_cores(figures: Round) -> float | None:
     return None if busy is None or idle is None else busy / idle
 
 
+def prompt_lookup(figures: Round) -> float | None:
+    """Return the median over the edits of how many times as fast they are written with guessed tokens."""
+    edits = figures.get(OWN_NAME, {}).get("prompt_lookup", {}).values()
+    gains = [sum(edit["plain"]["seconds"]) / sum(edit["guessed"]["seconds"]) for edit in edits]
+    return spread(gains)["median"] if gains else None
+
+
 def cold_fill(figures: Round) -> float | None:
     """Return the seconds of a fill that finds nothing compiled, as a whole process."""
     record = figures.get("fill", {}).get("cold")

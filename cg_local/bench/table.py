@@ -21,6 +21,7 @@ from cg_local.bench.summary import (
     over_rounds,
     peak_share,
     peer_names,
+    prompt_lookup,
     rate,
     ratio,
     warm_fill,
@@ -127,11 +128,15 @@ def _costs(document: Document) -> list[str]:
             continue
         text = f"{peak / 2**20:,.0f} MiB" if peak is not None else "-"
         rows.append([f"{name}: load, warm", shown(load, "s"), f"peak memory {text}"])
-    figures = (("decode beside busy cores", beside_busy_cores, "x"), ("fill, nothing compiled", cold_fill, "s"))
-    for label, figure, unit in (*figures, ("fill, all compiled", warm_fill, "s")):
+    for label, figure, unit, remark in (
+        ("prompt lookup on edits", prompt_lookup, "x", "of one token a step"),
+        ("decode beside busy cores", beside_busy_cores, "x", "of idle"),
+        ("fill, nothing compiled", cold_fill, "s", "whole process"),
+        ("fill, all compiled", warm_fill, "s", "whole process"),
+    ):
         found = over_rounds(document, figure)
         if found is not None:
-            rows.append([label, shown(found, unit), "of idle" if unit == "x" else "whole process"])
+            rows.append([label, shown(found, unit), remark])
     return aligned(rows)
 
 

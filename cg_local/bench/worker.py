@@ -19,11 +19,12 @@ import numpy as np
 from cg_local.bench.cards import peak_resident_bytes
 from cg_local.bench.figures import bytes_per_token
 from cg_local.config import EngineConfig, SamplingParams
-from cg_local.engine import Engine, Sequence
+from cg_local.engine import Engine
 from cg_local.errors import BenchmarkError
 from cg_local.kernels import instruction_set_name
 from cg_local.model import Model
 from cg_local.model_folder import ModelFolder, open_model_folder
+from cg_local.sequence import Sequence
 from cg_local.tokenizer import Tokenizer
 
 SHORT_PROMPT = 16
