@@ -34,8 +34,6 @@ ACTIVATIONS = ("int8", "int16")
 DECODE_TOKENS = 16
 # Below this cost (bytes of weights times blocks of tokens) a second thread takes longer to wake than it saves.
 MIN_SHARED_COST = 1 << 17
-# Quantizing an activation takes as long as reading this many bytes of weights.
-QUANTIZE_COST = 8
 _NO_GAIN, _NO_EPS = np.zeros(0, np.float32), np.float32(0)
 _NO_GAIN.flags.writeable = False  # like the gains of a mapped folder, so that one compiled kernel serves both
 _NO_FLOATS = np.zeros((0, 0), np.float32)
@@ -109,8 +107,7 @@ class Activations:
         if self._int8 is None:
             gain, eps = self._norm or (_NO_GAIN, _NO_EPS)
             self._int8 = int8_blocks(self, self.columns, self._workspace, self._name)
-            workers = num_workers(QUANTIZE_COST * self.num_tokens * self.columns)
-            kernels.quantize_activations(self._x, gain, eps, *self._int8, workers)
+            kernels.quantize_activations(self._x, gain, eps, *self._int8)
         return self._int8
 
     def int16(self) -> tuple[NDArray[np.int16], Floats]:

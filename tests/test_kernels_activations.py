@@ -188,15 +188,13 @@ def test_rope_equals_the_reference_bit_for_bit(num_heads: int) -> None:
 NO_GAIN = readonly(np.zeros(0, np.float32))
 
 
-def quantized(
-    x: Floats, tokens: int, gain: Floats = NO_GAIN, num_workers: int = 1
-) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]:
+def quantized(x: Floats, tokens: int, gain: Floats = NO_GAIN) -> tuple[NDArray[np.int8], Floats, NDArray[np.int32]]:
     """Run the kernel on arrays full of garbage, as a workspace hands them out."""
     shape = -(-len(x) // tokens), x.shape[1] // GROUP, tokens
     codes = np.full((*shape, GROUP), 99, np.int8)
     scales, sums = np.full(shape, 9, np.float32), np.full(shape, 9, np.int32)
     found = np.full((*shape, GROUP // 8), 99, np.int32)
-    kernels.quantize_activations(x, gain, np.float32(1e-6), codes, scales, sums, found, num_workers)
+    kernels.quantize_activations(x, gain, np.float32(1e-6), codes, scales, sums, found)
     np.testing.assert_array_equal(found, corrections(codes))
     return codes, scales, sums
 
@@ -277,12 +275,10 @@ def test_normalized_and_quantized_activations_equal_the_two_steps(num_tokens: in
 
 
 @pytest.mark.parametrize("gain", [NO_GAIN, readonly(np.full(256, 1.5, np.float32))], ids=["plain", "normalized"])
-def test_activations_do_not_depend_on_the_number_of_threads_or_on_neighbours(gain: Floats) -> None:
+def test_quantized_activations_do_not_depend_on_their_neighbours(gain: Floats) -> None:
     x = np.random.default_rng(3).normal(0, 5, (9, 256)).astype(np.float32)
-    codes, scales, sums = quantized(x, T, gain, num_workers=2)
+    codes, scales, sums = quantized(x, T, gain)
 
-    for array, serial in zip((codes, scales, sums), quantized(x, T, gain), strict=True):
-        np.testing.assert_array_equal(array, serial)
     for row in range(9):
         alone = quantized(x[row : row + 1], 1, gain)
         for array, one in zip((codes, scales, sums), alone, strict=True):

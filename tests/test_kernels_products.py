@@ -76,7 +76,7 @@ def test_gated_products_equal_gate_and_quantization_one_after_the_other(num_toke
     kernels.geglu(alone[0], alone[1], alone[0])
     no_gain = np.zeros(0, np.float32)
     no_gain.flags.writeable = False
-    kernels.quantize_activations(alone[0], no_gain, np.float32(0), *expected, 1)
+    kernels.quantize_activations(alone[0], no_gain, np.float32(0), *expected)
     for found, separate in zip(gated, expected, strict=True):
         np.testing.assert_array_equal(found, separate)
 

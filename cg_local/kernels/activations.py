@@ -6,33 +6,44 @@ computed by the same operations in the same order whatever else is in the batch.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit, prange
 
+from cg_local.kernels.activation_groups import (
+    EXP_COEFFICIENTS,
+    EXP_LIMIT,
+    GELU_CUBIC,
+    GELU_FACTOR,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    ROUNDING,
+    quantize_normalized,
+    quantize_plain,
+)
 from cg_local.kernels.bits import float32_from_bits
-from cg_local.packing import CODEBOOK_OFFSET, GROUP
+from cg_local.packing import GROUP
 
 # tanh-GELU: x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))). Source: google/gemma_pytorch, gemma/model.py,
 # F.gelu(approximate="tanh"), rewritten with tanh(u) = 2 / (1 + exp(-2u)) - 1.
-_GELU_FACTOR = np.float32(-2.0 * math.sqrt(2.0 / math.pi))
-_GELU_CUBIC = np.float32(0.044715)
-_LOG2_E = np.float32(1.4426950408889634)
-# ln 2 in two parts, so that x - n ln 2 is exact for |n| < 2**9. Source: Cephes, expf.
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_EXP_LIMIT = np.float32(87.0)
-# Minimax polynomial of exp on [-ln2/2, ln2/2], relative error 2e-8 before rounding. Source: Cephes, expf.
-_EXP_5, _EXP_4, _EXP_3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
-_EXP_2, _EXP_1, _EXP_0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
-_ONE, _HALF_MAX = np.float32(1.0), np.float32(127.0)
+_GELU_FACTOR, _GELU_CUBIC = np.float32(GELU_FACTOR), np.float32(GELU_CUBIC)
+_LOG2_E, _EXP_LIMIT, _ROUNDING = np.float32(LOG2_E), np.float32(EXP_LIMIT), np.float32(ROUNDING)
+_LN2_HIGH, _LN2_LOW = np.float32(LN2_HIGH), np.float32(LN2_LOW)
+_EXP_5, _EXP_4, _EXP_3, _EXP_2, _EXP_1, _EXP_0 = (np.float32(coefficient) for coefficient in EXP_COEFFICIENTS)
+_ONE = np.float32(1.0)
+
+
+@njit(inline="always")
+def round_even(x):
+    """Return float32 x, |x| < 2**22, rounded to an integer, ties to even; np.rint would be a call each time."""
+    return (x + _ROUNDING) - _ROUNDING
 
 
 @njit(inline="always")
 def exp32(x):
     """Return exp(x) for float32 x clamped to [-87, 87]; relative error below 2e-7. Vectorizes, unlike math.exp."""
     x = min(max(x, -_EXP_LIMIT), _EXP_LIMIT)
-    n = np.rint(x * _LOG2_E)
+    n = round_even(x * _LOG2_E)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = ((((_EXP_5 * r + _EXP_4) * r + _EXP_3) * r + _EXP_2) * r + _EXP_1) * r + _EXP_0
     power = float32_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
@@ -95,29 +106,6 @@ def geglu(gate, up, out):
 
 
 @njit(inline="always")
-def quantize_group(values, codes, scales, sums, corrections, block, group, token):
-    """Round GROUP values to int8 and store them as a group of activations, with their sums and corrections."""
-    largest = np.float32(0)
-    for column in range(GROUP):
-        largest = max(largest, abs(values[column]))
-    inverse = _HALF_MAX / largest if largest > 0 else np.float32(0)
-    total = np.int32(0)
-    for column in range(GROUP):
-        code = np.int32(np.rint(values[column] * inverse))
-        codes[block, group, token, column] = code
-        total += code
-    scales[block, group, token] = largest / _HALF_MAX
-    sums[block, group, token] = total
-    x = codes[block, group, token]
-    for line in range(GROUP // 8):
-        c = 8 * line
-        low = np.int32(x[c]) + np.int32(x[c + 1]) + np.int32(x[c + 4]) + np.int32(x[c + 5])
-        high = np.int32(x[c + 2]) + np.int32(x[c + 3]) + np.int32(x[c + 6]) + np.int32(x[c + 7])
-        packed = ((-CODEBOOK_OFFSET * high) << np.int32(16)) | ((-CODEBOOK_OFFSET * low) & np.int32(0xFFFF))
-        corrections[block, group, token, line] = packed
-
-
-@njit(inline="always")
 def inverse_rms(values, eps):
     """Return 1 / sqrt(mean square + eps) of a row; its length is a multiple of GROUP.
 
@@ -134,27 +122,12 @@ def inverse_rms(values, eps):
     return _ONE / np.sqrt(square / np.float32(values.shape[0]) + eps)
 
 
-@njit(nogil=True)
-def quantize_rows(first, last, x, gain, eps, codes, scales, sums, corrections):
-    """Do the work of `quantize_activations` for rows first..last-1, those that fill up the last block included."""
-    num_tokens, groups, tokens = x.shape[0], codes.shape[1], codes.shape[2]
-    is_normalized = gain.shape[0] > 0
-    values = np.empty(GROUP, np.float32)
-    for row in range(first, last):
-        scale = _ONE
-        if is_normalized and row < num_tokens:
-            scale = inverse_rms(x[row], eps)
-        for group in range(groups):
-            for column in range(GROUP):
-                at = group * GROUP + column
-                value = x[row, at] if row < num_tokens else np.float32(0)
-                values[column] = value * scale * gain[at] if is_normalized else value
-            quantize_group(values, codes, scales, sums, corrections, row // tokens, group, row % tokens)
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def quantize_activations(x, gain, eps, codes, scales, sums, corrections, num_workers):
+@njit(nogil=True, cache=True)
+def quantize_activations(x, gain, eps, codes, scales, sums, corrections):
     """Round activations to int8 by groups of 32 columns, in the block layout of `matmul.py`; normalize them before.
+
+    Runs on the calling thread: waking another one takes longer than one token, and many tokens take a hundredth of the
+    product that follows.
 
     Args:
         x: float32 [num_tokens, columns].
@@ -163,15 +136,25 @@ def quantize_activations(x, gain, eps, codes, scales, sums, corrections, num_wor
         codes: int8 [blocks, groups, T, 32], scales: float32 [blocks, groups, T], sums: int32 [blocks, groups, T],
             corrections: int32 [blocks, groups, T, 4]; fully written, with zeros for the tokens that fill up the last
             block.
-        num_workers: how many threads share the rows; with 1 none is woken.
     """
-    rows = codes.shape[0] * codes.shape[2]
-    if num_workers == 1:
-        quantize_rows(0, rows, x, gain, eps, codes, scales, sums, corrections)
-    else:
-        for worker in prange(num_workers):
-            first, last = rows * worker // num_workers, rows * (worker + 1) // num_workers
-            quantize_rows(first, last, x, gain, eps, codes, scales, sums, corrections)
+    num_tokens, groups, tokens = x.shape[0], codes.shape[1], codes.shape[2]
+    is_normalized = gain.shape[0] > 0
+    zeros = np.zeros(GROUP, np.float32)
+    for row in range(codes.shape[0] * tokens):
+        source = x.ctypes.data + row * x.shape[1] * 4
+        scale = inverse_rms(x[row], eps) if is_normalized and row < num_tokens else _ONE
+        for group in range(groups):
+            at = (row // tokens * groups + group) * tokens + row % tokens
+            code, code_scale = codes.ctypes.data + at * GROUP, scales.ctypes.data + at * 4
+            total, correction = sums.ctypes.data + at * 4, corrections.ctypes.data + at * (GROUP // 2)
+            values = source + group * (4 * GROUP)
+            if row >= num_tokens:
+                quantize_plain(zeros.ctypes.data, code, code_scale, total, correction)
+            elif is_normalized:
+                gains = gain.ctypes.data + group * (4 * GROUP)
+                quantize_normalized(values, scale, gains, code, code_scale, total, correction)
+            else:
+                quantize_plain(values, code, code_scale, total, correction)
 
 
 @njit(parallel=True, nogil=True, cache=True)

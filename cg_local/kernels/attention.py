@@ -20,8 +20,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from cg_local.kernels.activations import exp32
+from cg_local.kernels.bits import INNER
 from cg_local.kernels.pages import (
-    INNER,
     IS_RICH,
     LANES,
     element_bytes,

@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 
 from cg_local.kernels.instruction_set import select_instruction_set
 
+# Functions that only compiled code calls need no wrappers, and no check of divisors, which are never 0 here.
+INNER = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
 _REBIAS = np.float32(2.0**112)
 _SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 _LARGEST_HALF = np.float32(65504.0)

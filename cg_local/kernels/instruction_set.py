@@ -25,8 +25,7 @@ class InstructionSet(Protocol):
         name: what `cg-local info` and results call it.
         register_rows: int32 lanes of a register; a divisor of `packing.TILE_ROWS`.
         signed_offset: what `signed_weights` adds to each weight; the caller repays it through the codes' sums.
-        folds_scales: whether dot products go through 16-bit pairs, which a group's sub-scale is multiplied into on the
-            way (`pair`, `dot_corrected`); the others' methods of these names are never called.
+        folds_scales: whether the class is a `PairProducts`.
     """
 
     name: str
@@ -45,26 +44,6 @@ class InstructionSet(Protocol):
         signed: tuple[ir.Value, ir.Value],
     ) -> ir.Value:
         """Add two dot products whose unsigned bytes are 0..63."""
-
-    def pair(self, builder: ir.IRBuilder, scales: ir.Value) -> ir.Value:
-        """Return each int32 lane's value -127..127 twice, as int16: the last operand of `dot_corrected`."""
-
-    def dot_corrected(
-        self,
-        builder: ir.IRBuilder,
-        total: ir.Value,
-        unsigned: tuple[ir.Value, ir.Value],
-        signed: tuple[ir.Value, ir.Value],
-        correction: ir.Value,
-        scales: ir.Value,
-    ) -> ir.Value:
-        """Add scale * (two dot products of unsigned bytes 1..127, their offset of 64 taken away).
-
-        Args:
-            builder, total, unsigned, signed: as in `dot_two`.
-            correction: -64 times the sum of the codes that meet in each 16-bit lane, modulo 2**16.
-            scales: of `pair`.
-        """
 
     def lookup(self, builder: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
         """Replace each byte 0..15 of `codes` by the table's byte; the table repeats every 16 bytes."""
@@ -89,6 +68,30 @@ class InstructionSet(Protocol):
 
     def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
         """Return the int32 lanes of a total."""
+
+
+class PairProducts(InstructionSet, Protocol):
+    """What an instruction set has whose dot products go through 16-bit pairs: a sub-scale multiplied in on the way."""
+
+    def pair(self, builder: ir.IRBuilder, scales: ir.Value) -> ir.Value:
+        """Return each int32 lane's value -127..127 twice, as int16: the last operand of `dot_corrected`."""
+
+    def dot_corrected(
+        self,
+        builder: ir.IRBuilder,
+        total: ir.Value,
+        unsigned: tuple[ir.Value, ir.Value],
+        signed: tuple[ir.Value, ir.Value],
+        correction: ir.Value,
+        scales: ir.Value,
+    ) -> ir.Value:
+        """Add scale * (two dot products of unsigned bytes 1..127, their offset of 64 taken away).
+
+        Args:
+            builder, total, unsigned, signed: as in `dot_two`.
+            correction: -64 times the sum of the codes that meet in each 16-bit lane, modulo 2**16.
+            scales: of `pair`.
+        """
 
 
 def compiled_features() -> set[str]:

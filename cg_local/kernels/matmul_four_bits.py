@@ -15,13 +15,13 @@ group's sub-scale at the same time: 127 * 8 * 32004 < 2**31.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from cg_local.kernels.instruction_set import InstructionSet
+from cg_local.kernels.instruction_set import InstructionSet, PairProducts
 from cg_local.kernels.llvm_vectors import F32, I8, I32, I64, splat, splat_constant, vector
 from cg_local.kernels.matmul import TileBuilder
 from cg_local.packing import CODEBOOK_OFFSET, GROUP, SUPER_GROUP, TILE_ROWS
@@ -63,7 +63,7 @@ class FourBits:
             dots = self._dots(codes, emit.starts(self.x_sums, first, CODEBOOK_OFFSET), address, values)
             factors = [b.sitofp(scale, emit.floats) for scale in scales]
             return emit.accumulate(sums, dots, factors, self.x_scales, first)
-        pairs = [isa.pair(b, scale) for scale in scales]
+        pairs = [cast(PairProducts, isa).pair(b, scale) for scale in scales]
         corrections = b.add(self.x_corrections, emit.times(first, 4 * _LINES))
         dots = self._folded_dots(codes, corrections, pairs, address, values)
         results = []
@@ -88,7 +88,7 @@ class FourBits:
     def _folded_dots(
         self, codes: ir.Value, corrections: ir.Value, pairs: list[ir.Value], address: ir.Value, values: Values
     ) -> list[ir.Value]:
-        emit, b = self.emit, self.emit.b
+        emit, b, isa = self.emit, self.emit.b, cast(PairProducts, self.isa)
 
         def line(index: ir.Value, dots: list[ir.Value]) -> list[ir.Value]:
             results = list(dots)
@@ -100,7 +100,7 @@ class FourBits:
                 correction = splat(b, emit.load(line_corrections, 4 * _LINES * token, I32, 4), emit.rows)
                 for part in range(emit.parts):
                     at = token * emit.parts + part
-                    results[at] = self.isa.dot_corrected(b, dots[at], weights[part], signed, correction, pairs[part])
+                    results[at] = isa.dot_corrected(b, dots[at], weights[part], signed, correction, pairs[part])
             return results
 
         def two_lines(index: ir.Value, dots: list[ir.Value]) -> list[ir.Value]:

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from cg_local.kernels.bits import float32_from_half, half_from_float32
+from cg_local.kernels.bits import INNER, float32_from_half, half_from_float32
 from cg_local.kernels.instruction_set import select_instruction_set
 from cg_local.kernels.llvm_vectors import I64
 from cg_local.kernels.tile_product import TILE_COLUMNS, make_scaled_widen, make_split_half_widen, make_widen
@@ -30,9 +30,6 @@ INSTRUCTION_SET = select_instruction_set()
 # Without an instruction set of its own a processor gets 4 lanes, which LLVM has on every one.
 LANES = 4 if INSTRUCTION_SET is None else INSTRUCTION_SET.register_rows
 IS_RICH = INSTRUCTION_SET is not None
-
-# Functions that only compiled code calls need no wrappers, and no check of divisors, which are never 0 here.
-INNER = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
 
 
 @intrinsic

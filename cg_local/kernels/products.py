@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from cg_local.kernels import matmul, matmul_four_bits, matmul_six_bits
-from cg_local.kernels.activations import gelu_tanh, quantize_group
+from cg_local.kernels.activation_groups import quantize_gated
+from cg_local.kernels.bits import INNER
 from cg_local.kernels.llvm_vectors import I64
 from cg_local.kernels.matmul import BLOCK_TOKENS, INSTRUCTION_SET
 from cg_local.packing import GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS, PackedMatrix, num_tiles
@@ -83,7 +84,7 @@ if INSTRUCTION_SET is not None:
     _i6_one, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
 
 
-@njit(nogil=True)
+@njit(**INNER)
 def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out, stride):
     """Multiply one tile by all blocks of activations.
 
@@ -134,7 +135,7 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out
                 _i6_block(codes, scales, supers, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
 
 
-@njit(nogil=True)
+@njit(**INNER)
 def add_tile(results, tile, num_tokens, total):
     """Add a tile's results [tokens, 16] to its columns of total, the padding of a last tile left out."""
     first = tile * TILE_ROWS
@@ -143,7 +144,7 @@ def add_tile(results, tile, num_tokens, total):
             total[token, first + row] += results[token * TILE_ROWS + row]
 
 
-@njit(nogil=True)
+@njit(**INNER)
 def gate_group(results, group, y_codes, y_scales, y_sums, y_corrections):
     """Gate 32 rows by 32 others, quantize them and store them as one group of the next product's activations.
 
@@ -152,18 +153,18 @@ def gate_group(results, group, y_codes, y_scales, y_sums, y_corrections):
         group: which 32 columns of the next product's input.
         y_codes, y_scales, y_sums, y_corrections: as in the docstring of `matmul.py`.
     """
-    blocks, tokens = y_codes.shape[0], y_codes.shape[2]
-    size = blocks * tokens * TILE_ROWS
-    values = np.empty(GROUP, np.float32)
+    blocks, groups, tokens = y_codes.shape[:3]
+    size = blocks * tokens * (4 * TILE_ROWS)
     for row in range(blocks * tokens):
-        for half in range(2):
-            at = half * size + row * TILE_ROWS
-            for lane in range(TILE_ROWS):
-                values[half * TILE_ROWS + lane] = gelu_tanh(results[at + lane]) * results[2 * size + at + lane]
-        quantize_group(values, y_codes, y_scales, y_sums, y_corrections, row // tokens, group, row % tokens)
+        first = results.ctypes.data + row * (4 * TILE_ROWS)
+        at = (row // tokens * groups + group) * tokens + row % tokens
+        quantize_gated(
+            first, first + size, 2 * size, y_codes.ctypes.data + at * GROUP, y_scales.ctypes.data + at * 4,
+            y_sums.ctypes.data + at * 4, y_corrections.ctypes.data + at * (GROUP // 2),
+        )  # fmt: skip
 
 
-@njit(nogil=True)
+@njit(**INNER)
 def work(
     jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total, y_codes, y_scales, y_sums, y_corrections,
     results, counter, units, num_workers,

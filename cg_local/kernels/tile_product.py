@@ -16,17 +16,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from cg_local.kernels.activation_groups import EXP_COEFFICIENTS, EXP_LIMIT, LN2_HIGH, LN2_LOW, LOG2_E
 from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, I64, call, splat, splat_constant, vector
 
 # Columns of a tile: the keys of a page of 16, or 16 of a value's columns.
 TILE_COLUMNS = 16
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
-# exp(x) = 2**n exp(r): ln 2 in two parts and a minimax polynomial of exp on [-ln2/2, ln2/2], as in `activations.exp32`.
-# Source: Cephes, expf.
-_LOG2_E, _LN2_HIGH, _LN2_LOW, _EXP_LIMIT = 1.4426950408889634, 0.693359375, -2.12194440e-4, 87.0
-_EXP_COEFFICIENTS = (
-    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-)  # fmt: skip
 # A float16's bits moved to a float32's places are too small by the difference of the exponents' biases.
 _REBIAS = 2.0**112
 
@@ -90,11 +85,11 @@ class RegisterTile:
     def exp(self, x: ir.Value) -> ir.Value:
         """Return exp(x) for x <= 0: `activations.exp32` in registers."""
         b, full = self.b, lambda value: splat_constant(self.floats, float(value))
-        x = self.largest(x, full(-_EXP_LIMIT))
-        n = call(b, f"llvm.rint.v{self.lanes}f32", self.floats, b.fmul(x, full(_LOG2_E)))
-        r = b.fsub(b.fsub(x, b.fmul(n, full(_LN2_HIGH))), b.fmul(n, full(_LN2_LOW)))
-        p = full(_EXP_COEFFICIENTS[0])
-        for coefficient in _EXP_COEFFICIENTS[1:]:
+        x = self.largest(x, full(-EXP_LIMIT))
+        n = call(b, f"llvm.rint.v{self.lanes}f32", self.floats, b.fmul(x, full(LOG2_E)))
+        r = b.fsub(b.fsub(x, b.fmul(n, full(LN2_HIGH))), b.fmul(n, full(LN2_LOW)))
+        p = full(EXP_COEFFICIENTS[0])
+        for coefficient in EXP_COEFFICIENTS[1:]:
             p = self.multiply_add(p, r, full(coefficient))
         p = self.multiply_add(b.fmul(p, r), r, b.fadd(r, full(1)))
         exponent = b.add(b.fptosi(n, self.ints), splat_constant(self.ints, 127))
