@@ -47,12 +47,12 @@ def emit_through_panel(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: i
 
     matmul_four_bits.emit_c4g32_unpack(b, isa, [codes, codebook, panel, groups])
     first, second = ir.Constant(I64, 1), ir.Constant(I64, 0)
-    tile = [panel, scales, super_scales, first, *x, out, half, stride]
+    tile = [panel, scales, super_scales, first, codes, *x, out, half, stride]
     matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, tile)
     x_bytes = [GROUP * num_tokens, 4 * num_tokens, 4 * num_tokens, GROUP // 2 * num_tokens]
     rest = [after(address, size) for address, size in zip(x, x_bytes, strict=True)]
     weights = after(panel, TILE_ROWS * GROUP), after(scales, TILE_ROWS), after(super_scales, 2 * TILE_ROWS // 8)
-    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, [*weights, second, *rest, out, half, stride])
+    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, [*weights, second, codes, *rest, out, half, stride])
 
 
 EMIT: dict[str, Callable[..., None]] = {

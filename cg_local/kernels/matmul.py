@@ -35,7 +35,7 @@ INSTRUCTION_SET = select_instruction_set()
 # Bytes of one tile and one group of 32 columns (of 256 columns for the super-scales).
 _I8_CODE_BYTES, _I8_SCALE_BYTES = TILE_ROWS * GROUP, 2 * TILE_ROWS
 # How far a decode kernel asks ahead in its stream of codes.
-_PREFETCH_BYTES = 1024
+PREFETCH_BYTES = 1024
 
 
 class TileBuilder:
@@ -84,13 +84,12 @@ class TileBuilder:
         return list(results)
 
     def prefetch(self, address: ir.Value, num_bytes: int, line: ir.Value | int = 0) -> None:
-        """Ask for bytes of a weight stream from 64-byte `line` on; worth it where each is used once (one token)."""
-        if self.num_tokens == 1:
-            start = address if isinstance(line, int) else self.b.add(address, self.times(line, 64))
-            for byte in range(0, num_bytes, 64):
-                target = self.pointer(start, _PREFETCH_BYTES + byte, I8)
-                flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
-                call(self.b, "llvm.prefetch.p0", ir.VoidType(), target, *flags)
+        """Ask for bytes of a weight stream PREFETCH_BYTES ahead of 64-byte `line`."""
+        start = address if isinstance(line, int) else self.b.add(address, self.times(line, 64))
+        for byte in range(0, num_bytes, 64):
+            target = self.pointer(start, PREFETCH_BYTES + byte, I8)
+            flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
+            call(self.b, "llvm.prefetch.p0", ir.VoidType(), target, *flags)
 
     def zeros(self) -> list[ir.Value]:
         """Return a zero float sum for each token and part."""

@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from cg_local.kernels.instruction_set import InstructionSet, PairProducts
 from cg_local.kernels.llvm_vectors import F32, I8, I32, I64, splat, splat_constant, vector
-from cg_local.kernels.matmul import TileBuilder
+from cg_local.kernels.matmul import PREFETCH_BYTES, TileBuilder
 from cg_local.packing import CODEBOOK_OFFSET, GROUP, SUPER_GROUP, TILE_ROWS
 
 # Columns of a tile that are unpacked at a time: 16 KiB, half of the smallest first-level cache.
@@ -170,7 +170,7 @@ def emit_c4g32_unpack(builder: ir.IRBuilder, isa: InstructionSet, arguments: lis
     line of 8 columns, the values of columns 0..3 of all rows and then those of columns 4..7.
     """
     codes, codebook, panel, groups = arguments
-    emit = TileBuilder(isa, 2, builder)  # two tokens: a panel is not worth a prefetch
+    emit = TileBuilder(isa, 1, builder)
     b = builder
     values = looked_up(emit, isa, emit.load(codebook, 0, emit.ints, 1))
 
@@ -189,15 +189,21 @@ def emit_c4g32_panel_tile(
 ) -> None:
     """Emit the product of one panel, added to what the output holds unless it is the first of its tile.
 
-    The arguments are those of `emit_c4g32_tile`, with the panel's address for codes and, for the codebook, 1 for the
-    tile's first panel and 0 for the others.
+    The arguments are those of `emit_c4g32_tile`, with the panel's address for codes and, for the codebook, two: 1 for
+    the tile's first panel and 0 for the others, and the address of the codes that are unpacked next, to be asked for.
     """
-    panel, scales, super_scales, is_first, *x, out, groups, stride = arguments
+    panel, scales, super_scales, is_first, following, *x, out, groups, stride = arguments
     emit = TileBuilder(isa, num_tokens, builder)
     b = builder
+    # Line i of the panel asks for byte 64 i behind `following`: with few tokens, memory must be read while the processor
+    # computes.
+    shift = b.sub(following, ir.Constant(I64, PREFETCH_BYTES))
 
     def values(address: ir.Value, line: ir.Value | int, part: int) -> tuple[ir.Value, ir.Value]:
         index = ir.Constant(I64, line) if isinstance(line, int) else line
+        if part == 0:
+            nibbles = b.lshr(b.sub(address, panel), ir.Constant(I64, 1))
+            emit.prefetch(b.add(shift, nibbles), 64, index if not isinstance(line, int) else ir.Constant(I64, line))
         at = b.add(address, emit.times(index, _PANEL_LINE))
         first, second = (emit.load(at, 64 * half + 4 * emit.rows * part, emit.ints, 1) for half in (0, 1))
         return first, second
@@ -244,12 +250,24 @@ def make_c4g32_panel_tile(instruction_set: InstructionSet, num_tokens: int) -> A
 
     @intrinsic
     def tile(
-        typing_context, panel, scales, supers, is_first, x_codes, x_scales, x_sums, x_corrections, out, groups, stride
+        typing_context,
+        panel,
+        scales,
+        supers,
+        is_first,
+        following,
+        x_codes,
+        x_scales,
+        x_sums,
+        x_corrections,
+        out,
+        groups,
+        stride,
     ):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
             emit_c4g32_panel_tile(builder, instruction_set, num_tokens, arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 11), generate
+        return types.void(*[types.intp] * 12), generate
 
     return tile

@@ -111,12 +111,14 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out
         for first in range(0, groups, _PANEL_GROUPS):
             count = min(_PANEL_GROUPS, groups - first)
             _c4_unpack(codes + first * job[CODE_BYTES], book, panel, count)
+            # Codes of a matrix lie one behind the other, so a tile's last panel is followed by the next tile's first.
+            following = codes + (first + count) * job[CODE_BYTES]
             panel_scales, panel_supers = scales + first * TILE_ROWS, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
             for block in range(blocks):
                 at = block * step + first * tokens
                 _c4_panel(
-                    panel, panel_scales, panel_supers, np.int64(first == 0), x + at * GROUP, xs + at * 4, xc + at * 4,
-                    xo + at * 16, out + block * tokens * stride * 4, count, stride,
+                    panel, panel_scales, panel_supers, np.int64(first == 0), following,
+                    x + at * GROUP, xs + at * 4, xc + at * 4, xo + at * 16, out + block * tokens * stride * 4, count, stride,
                 )  # fmt: skip
     elif format == _I8:
         scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
