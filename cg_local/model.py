@@ -32,8 +32,6 @@ Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]
 ACTIVATIONS = ("int8", "int16")
 # Up to this many new tokens of a sequence, attention spreads its context over the threads instead of its tokens.
 DECODE_TOKENS = 16
-# Below this cost (bytes of weights times blocks of tokens) a second thread takes longer to wake than it saves.
-MIN_SHARED_COST = 1 << 17
 _NO_GAIN, _NO_EPS = np.zeros(0, np.float32), np.float32(0)
 _NO_GAIN.flags.writeable = False  # like the gains of a mapped folder, so that one compiled kernel serves both
 _NO_FLOATS = np.zeros((0, 0), np.float32)
@@ -159,11 +157,6 @@ def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str
     )
 
 
-def num_workers(cost: int) -> int:
-    """Return how many threads share a piece of work; cost: bytes of weights read, or what takes as long."""
-    return 1 if cost < MIN_SHARED_COST else int(numba.get_num_threads())
-
-
 class Projections:
     """Weight matrices with a common input, multiplied together.
 
@@ -191,7 +184,6 @@ class Projections:
         self._fused = [index for index, (m, int16) in enumerate(pairs) if m.format in fused and not int16]
         self.is_fused = len(self._fused) == len(matrices)
         self._jobs = kernels.table_of_jobs([matrices[index] for index in self._fused]) if self._fused else None
-        self._num_bytes = sum(part.nbytes for matrix in matrices for part in matrix.parts.values())
 
     def __call__(self, x: Activations | GatedActivations, workspace: Workspace) -> list[Floats]:
         """Return x times each transposed matrix, float32 [num_tokens, rows]; valid until these names' next product."""
@@ -245,7 +237,7 @@ class Projections:
         gated: GatedActivations | None = None,
     ) -> None:
         int8 = x.int8()
-        workers = num_workers(self._num_bytes * len(int8[0]))
+        workers = int(numba.get_num_threads())
         scratch = workspace.array("scratch", (workers, kernels.scratch_floats(x.padded_tokens)))
         y = int8 if gated is None else gated.int8()
         kernels.run_products(self._jobs, *int8, x.num_tokens, mode, total, *y, scratch, workers)

@@ -195,8 +195,8 @@ def emit_c4g32_panel_tile(
     panel, scales, super_scales, is_first, following, *x, out, groups, stride = arguments
     emit = TileBuilder(isa, num_tokens, builder)
     b = builder
-    # Line i of the panel asks for byte 64 i behind `following`: with few tokens, memory must be read while the processor
-    # computes.
+    # Line i of the panel asks for byte 64 i behind `following`: with few tokens, memory must be read while the
+    # processor computes.
     shift = b.sub(following, ir.Constant(I64, PREFETCH_BYTES))
 
     def values(address: ir.Value, line: ir.Value | int, part: int) -> tuple[ir.Value, ir.Value]:

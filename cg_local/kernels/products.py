@@ -118,7 +118,8 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out
                 at = block * step + first * tokens
                 _c4_panel(
                     panel, panel_scales, panel_supers, np.int64(first == 0), following,
-                    x + at * GROUP, xs + at * 4, xc + at * 4, xo + at * 16, out + block * tokens * stride * 4, count, stride,
+                    x + at * GROUP, xs + at * 4, xc + at * 4, xo + at * 16, out + block * tokens * stride * 4,
+                    count, stride,
                 )  # fmt: skip
     elif format == _I8:
         scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
@@ -223,7 +224,9 @@ def run_products(
         units = np.int64(0)
         for index in range(jobs.shape[0]):
             units += jobs[index, TILES]
-    counter = np.zeros(1, np.int64)
+    # Not np.zeros: Numba would make a parallel region of its own of it.
+    counter = np.empty(1, np.int64)
+    counter[0] = 0
     for worker in prange(num_workers):
         work(
             jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total,
