@@ -250,7 +250,9 @@ class Engine:
             sequences: those of the step.
             is_decode: the step computes no prompt; beside a prompt a few more tokens cost next to nothing.
         """
-        limit = self.config.max_draft_tokens
+        # Shared by the sequences, so that a step has no more rows of logits than `memory_need` counts.
+        num_decoding = sum(len(sequence.token_ids) > sequence.num_prompt_tokens for sequence in sequences)
+        limit = self.config.max_draft_tokens // max(1, num_decoding)
         if limit == 0:
             return [[] for _ in sequences]
         drafts = [self._guess(sequence, limit) for sequence in sequences]

@@ -104,9 +104,12 @@ def _scheme(
 ) -> dict[str, Any]:
     from cg_local.config import EngineConfig
     from cg_local.memory import available_bytes, memory_need
+    from cg_local.speculation import MAX_DRAFT_TOKENS
 
     tokens = min(context or config.max_position_embeddings, config.max_position_embeddings)
-    engine = EngineConfig(max_context=tokens, kv_dtype=kv_dtype.value if kv_dtype else None)
+    engine = EngineConfig(
+        max_context=tokens, kv_dtype=kv_dtype.value if kv_dtype else None, max_draft_tokens=MAX_DRAFT_TOKENS
+    )
     need, free = memory_need(weight_bytes, scheme, config, engine), available_bytes()
     return {
         "scheme": scheme,

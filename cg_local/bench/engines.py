@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cg_local.bench.peers import llama_worker
-from cg_local.bench.protocol import WorkerProcess
+from cg_local.bench.protocol import WorkerProcess, inherited_environment
 from cg_local.errors import BenchmarkError
 
 OWN_NAME = "cg-local"
@@ -196,7 +196,14 @@ class LlamaBench:
         values = {"-m": self.file, "-p": prompt, "-n": new, "-d": depth, "-t": self._num_threads, "-fa": 1, "-r": 1}
         command = [self._program, *(str(part) for pair in values.items() for part in pair), "-ngl", "0", "-o", "json"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LLAMA_BENCH_SECONDS, check=True)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=LLAMA_BENCH_SECONDS,
+                check=True,
+                env=inherited_environment(),
+            )
             return float(json.loads(done.stdout)[0]["avg_ns"]) * 1e-9
         except subprocess.CalledProcessError as cause:
             lines = (cause.stderr or "").strip().splitlines() or ["it said nothing"]

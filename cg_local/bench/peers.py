@@ -7,6 +7,7 @@ on a file whose recorded sources are those of the model beside it, or after a no
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -77,7 +78,7 @@ def make_peer_files(checkpoint: Path, folder: Path, kinds: tuple[str, ...], pyth
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise BenchmarkError(f"{folder}: cannot be made ({cause.strerror}); name another folder") from cause
-    exact = folder / "exact.gguf"
+    exact = folder / f".exact-{os.getpid()}.gguf.partial"
     opened = open_checkpoint(checkpoint)
     try:
         say(f"writing {checkpoint.name} as GGUF")

@@ -1,8 +1,7 @@
 """The asking side of a worker process: one JSON object a line, a request out and its answer in.
 
 This file owns starting, asking and ending workers. It does not know what is measured. Invariant: a worker never
-outlives the object that started it, and its failure is a BenchmarkError that quotes
-the last thing it said.
+outlives the object that started it, and its failure is a BenchmarkError that quotes the last thing it said.
 """
 
 from __future__ import annotations
@@ -21,6 +20,12 @@ from cg_local.errors import BenchmarkError
 
 CLOSE_SECONDS = 5.0
 _SHOWN_CHARACTERS = 300
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return this process's environment without what `cg_local.kernels` added to it: that is for its own threads."""
+    added: dict[str, str] = getattr(sys.modules.get("cg_local.kernels"), "ADDED_ENVIRONMENT", {})
+    return {name: value for name, value in os.environ.items() if added.get(name) != value}
 
 
 class WorkerProcess:
@@ -46,7 +51,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={**os.environ, **(environment or {})},
+                env={**inherited_environment(), **(environment or {})},
                 start_new_session=sys.platform != "win32",
                 text=True,
                 encoding="utf-8",

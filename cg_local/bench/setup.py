@@ -6,6 +6,7 @@ refused before the first measurement.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -145,7 +146,9 @@ def _peers(
     peers = replace(peers, python=peers.python or own_python())
     if peers.python is None and program is None:
         raise BenchmarkError(f"no peer to measure: there is no llama-bench on the PATH; {INSTALL}")
-    place = peers.folder or cache_folder() / "peers" / found.name
+    # A model given by its path has that for a name: not a place in the cache.
+    digest = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    place = peers.folder or cache_folder() / "peers" / f"{folder.path.name}-{digest}"
     _make_files(found, place, peers, say)
     for kind in peers.kinds:
         file = peer_file(place, kind)
@@ -159,6 +162,8 @@ def _peers(
             if unsure is not None:
                 notices.append(unsure)
             yield llama_engine(kind, file, peers.python, peers.max_tokens)
+        elif program is not None:
+            notices.append(f"{file}: which weights it was made of was not checked: that takes --peer-python")
         if program is not None:
             yield LlamaBench(kind, file, program, peers.max_tokens)
 

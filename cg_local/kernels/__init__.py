@@ -14,10 +14,11 @@ import numba
 from cg_local.kernels import cache_folder
 
 # Between two products a thread waits in a loop for about 60 microseconds and then sleeps. Waking it takes 80
-# microseconds (2 while it still loops), and a decode step has 90 products; looping for longer starves the engine itself
+# microseconds (2 while it still loops), and a decode step has 91 parallel regions; looping for longer starves the engine itself
 # beside another busy process.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# It has no effect where another package has loaded the same OpenMP library before.
+ADDED_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"} if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() else {}
+os.environ.update(ADDED_ENVIRONMENT)
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 with cache_folder.caching_for(Path(__file__).parent):
@@ -55,6 +56,7 @@ def instruction_set_name() -> str:
 
 __all__ = [
     "ADD",
+    "ADDED_ENVIRONMENT",
     "BLOCK_TOKENS",
     "FUSED_FORMATS",
     "GATE",

@@ -17,6 +17,8 @@ from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, call, splat, splat_
 from cg_local.packing import CODEBOOK_OFFSET, GROUP, TILE_ROWS
 
 CODE_LIMIT = 127
+# 2**-120: the float32 quotient CODE_LIMIT / SMALLEST is finite.
+SMALLEST = 2.0**-120
 # tanh-GELU: x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))); source in `activations.py`.
 GELU_FACTOR, GELU_CUBIC = -1.5957691216057308, 0.044715
 # exp(x) = 2**n exp(r): ln 2 in two parts, so that x - n ln 2 is exact for |n| < 2**9; a minimax polynomial of exp on
@@ -87,7 +89,9 @@ class GroupBuilder:
         bits = b.and_(b.bitcast(values, _INTS), splat_constant(_INTS, 0x7FFFFFFF))
         largest = b.bitcast(call(b, f"llvm.vector.reduce.umax.v{GROUP}i32", I32, bits), F32)
         limit, zero = ir.Constant(F32, float(CODE_LIMIT)), ir.Constant(F32, 0.0)
-        inverse = b.select(b.fcmp_ordered(">", largest, zero), b.fdiv(limit, largest), zero)
+        # Below it limit / largest is no float32 any more; such a group is 0.
+        is_more = b.fcmp_ordered(">", largest, ir.Constant(F32, SMALLEST))
+        inverse = b.select(is_more, b.fdiv(limit, largest), zero)
         self.store(b.fdiv(largest, limit), scale)
         numbers = b.fptosi(self.rounded(b.fmul(values, splat(b, inverse, GROUP))), _INTS)
         self.store(b.trunc(numbers, vector(I8, GROUP)), codes)

@@ -2,7 +2,7 @@
 
 This file owns the interface and the choice. How each operation is said stands in `instruction_set_x86.py` and
 `instruction_set_arm.py`; weight formats and loops stand in the generators. Invariant: for the same operands every class
-computes the same 32-bit integers, so results do not depend on the machine.
+computes the same 32-bit integers; where a sub-scale is folded into them, float results differ by rounding.
 
 A new instruction set is a new class with the members of `InstructionSet` and a line in `select_instruction_set`.
 """

@@ -32,7 +32,7 @@ from cg_local.packing import GROUP, INT8_GROUP, TILE_ROWS
 BLOCK_TOKENS = 4
 INSTRUCTION_SET = select_instruction_set()
 
-# Bytes of one tile and one group of 32 columns (of 256 columns for the super-scales).
+# Bytes of one tile and one group of 32 columns.
 _I8_CODE_BYTES, _I8_SCALE_BYTES = TILE_ROWS * GROUP, 2 * TILE_ROWS
 # How far a decode kernel asks ahead in its stream of codes.
 PREFETCH_BYTES = 1024

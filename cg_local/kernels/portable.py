@@ -15,7 +15,7 @@ from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT6_OFFSET, INT8_GROUP, SU
 
 @njit(parallel=True, nogil=True, cache=True)
 def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
-    """Multiply a c4g32 matrix by quantized activations; arguments as in `matmul.matmul_c4g32`."""
+    """Multiply a c4g32 matrix by quantized activations; the parts of the matrix, activations and out as in the other products."""
     groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
     for tile in prange(codes.shape[0]):
@@ -50,7 +50,7 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
 
 @njit(parallel=True, nogil=True, cache=True)
 def matmul_i6g32(codes, scales, super_scales, x_codes, x_scales, x_sums, out):
-    """Multiply an i6g32 matrix by quantized activations; arguments as in `matmul_six_bits.matmul_i6g32`."""
+    """Multiply an i6g32 matrix by quantized activations; arguments as in `matmul_c4g32`."""
     groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
     for tile in prange(codes.shape[0]):
@@ -83,7 +83,7 @@ def matmul_i6g32(codes, scales, super_scales, x_codes, x_scales, x_sums, out):
 
 @njit(parallel=True, nogil=True, cache=True)
 def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):
-    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul.matmul_i8g64`."""
+    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul_c4g32`."""
     blocks, groups, tokens = x_codes.shape[:3]
     for tile in prange(codes.shape[0]):
         dots = np.empty(TILE_ROWS, np.int32)
