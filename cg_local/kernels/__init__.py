@@ -14,8 +14,8 @@ import numba
 from cg_local.kernels import cache_folder
 
 # Between two products a thread waits in a loop for about 60 microseconds and then sleeps. Waking it takes 80
-# microseconds (2 while it still loops), and a decode step has 91 parallel regions; looping for longer starves the engine itself
-# beside another busy process.
+# microseconds (2 while it still loops), and a decode step has 91 parallel regions; looping for longer starves the
+# engine itself beside another busy process.
 # It has no effect where another package has loaded the same OpenMP library before.
 ADDED_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"} if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() else {}
 os.environ.update(ADDED_ENVIRONMENT)

@@ -15,7 +15,7 @@ from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT6_OFFSET, INT8_GROUP, SU
 
 @njit(parallel=True, nogil=True, cache=True)
 def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
-    """Multiply a c4g32 matrix by quantized activations; the parts of the matrix, activations and out as in the other products."""
+    """Multiply a c4g32 matrix by quantized activations of `matmul.py` into out, float32 [blocks * T, tiles * 16]."""
     groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
     for tile in prange(codes.shape[0]):
