@@ -257,7 +257,7 @@ class EngineConfig:
         page_size: token slots of one page of K and V.
         kv_dtype: how K and V are kept, one of KV_DTYPES; None: as `kv_dtype_for` says.
         prefill_chunk: prompt tokens of one step; cancellation is looked at between chunks.
-        num_threads: threads of the kernels; num_pages: pages of K and V; None: as the machine and max_context need.
+        num_threads: of the kernels, in every step; num_pages: of K and V; None: as the machine and max_context need.
         max_draft_tokens: guesses that a step verifies for each sequence at most; they change no token.
 
     Raises:

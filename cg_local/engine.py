@@ -8,7 +8,6 @@ The engine belongs to one thread: Numba's thread pools do not bear two callers a
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from cg_local.model import Model, SequenceSpan
 from cg_local.sampling import SampledToken, sample
 from cg_local.sequence import Sequence, TokenOutput
 from cg_local.speculation import SpeculationCounts, StepCosts, best_draft_length
+from cg_local.threads import DecodeThreads, kernel_threads
 
 # `Engine.logits` computes so much of its result at a time.
 LOGITS_CHUNK_BYTES = 1 << 26
@@ -75,7 +75,9 @@ class Engine:
         page_size = self.config.page_size
         if PARTITION % page_size:
             raise ConfigError(f"page_size is {page_size}; it must divide {PARTITION}")
-        _set_threads(self.config.num_threads)
+        num_threads = kernel_threads(self.config.num_threads, available=int(numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(num_threads)  # starts Numba's pool, so that the first step does not have to
+        self._threads = DecodeThreads(num_threads, is_fixed=self.config.num_threads is not None)
         num_pages = self.config.num_pages or -(-self.max_context // page_size)
         dtype = self.config.kv_dtype_for(model.folder.scheme)
         self.cache = KVCache(model.config, num_pages=num_pages, page_size=page_size, dtype=dtype)
@@ -136,7 +138,8 @@ class Engine:
         logits = self._forward(scheduled)
         # All tokens are drawn before any sequence changes: an interrupt meanwhile leaves the step to be repeated.
         drawn = self._draw_all(scheduled, logits)
-        if all(span.num_logits == 1 + len(span.draft) and span.count == 1 for span in scheduled):
+        is_decode = all(span.num_logits == 1 + len(span.draft) and span.count == 1 for span in scheduled)
+        if is_decode and not self._threads.is_trial:
             self._costs.observe(len(logits), time.perf_counter() - started)
         return [output for span, tokens in zip(scheduled, drawn, strict=True) for output in self._commit(span, tokens)]
 
@@ -191,9 +194,9 @@ class Engine:
             self.block_manager.extend(table, len(prompt))
             pages = np.array(table, np.int32)
             for first in range(0, len(prompt), rows):
-                chunk = np.array(prompt[first : first + rows], np.int32)
+                chunk = prompt[first : first + rows]
                 span = SequenceSpan(0, len(chunk), first, pages)
-                result[first : first + rows] = self.model.forward(chunk, [span], self.cache, np.arange(len(chunk)))
+                result[first : first + rows] = self._run_model(chunk, [span], range(len(chunk)))
         finally:
             self.block_manager.release(table)
         return result
@@ -305,7 +308,16 @@ class Engine:
             spans.append(SequenceSpan(start, count, first, np.array(sequence.block_table, np.int32)))
             token_ids += sequence.token_ids[first : first + span.count] + span.draft
             rows += range(start + count - span.num_logits, start + count)
-        return self.model.forward(np.array(token_ids, np.int32), spans, self.cache, np.array(rows, np.int64))
+        return self._run_model(token_ids, spans, rows)
+
+    def _run_model(self, token_ids: list[int], spans: list[SequenceSpan], rows: Collection[int]) -> NDArray[np.float32]:
+        """Run the model on as many threads as suit the step."""
+        num_threads = self._threads.begin(len(token_ids), is_decode=len(rows) == len(token_ids))
+        # Numba keeps the number for each calling thread, and other engines of the process set their own.
+        numba.set_num_threads(num_threads)
+        logits = self.model.forward(np.array(token_ids, np.int32), spans, self.cache, np.array(rows, np.int64))
+        self._threads.end()
+        return logits
 
     def _draw_all(self, scheduled: list[ScheduledSpan], logits: NDArray[np.float32]) -> list[list[SampledToken]]:
         """Draw each sequence's next tokens; after an interrupt the random numbers are as if none was drawn."""
@@ -381,12 +393,3 @@ def check_context(asked: int | None, trained: int) -> int:
     if asked is not None and asked > trained:
         raise ConfigError(f"max_context is {asked}; the model was trained for {trained} tokens: ask for at most that")
     return asked or trained
-
-
-def _set_threads(num_threads: int | None) -> None:
-    """Set the kernels' threads; None: as many as the processors this process may use."""
-    available = int(numba.config.NUMBA_NUM_THREADS)
-    if num_threads is not None and num_threads > available:
-        raise ConfigError(f"num_threads is {num_threads}; Numba has {available} threads here: ask for at most that")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else available
-    numba.set_num_threads(num_threads or max(1, min(usable, available)))

@@ -249,7 +249,8 @@ def load(
         scheme: for "nano", how to quantize it ("q4", "q8", "bf16"; default "q4"). A model folder has its scheme;
             another one is refused.
         max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
-        num_threads: threads of the kernels; default one for each processor that this process may use.
+        num_threads: threads of the kernels; default one for each core that this process may use, and for single tokens
+            fewer where that proves faster.
         activations: how the inputs of products with 8-bit weights are rounded, "int8" or the finer "int16".
         kv_dtype: how keys and values are kept: "float16", "float32", or "int8", which takes half of float16's memory;
             default float16, float32 beside bf16 weights.

@@ -93,7 +93,7 @@ Seed = Annotated[Optional[int], typer.Option("--seed", min=0, max=2**64 - 1, hel
 Threads = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
-        "--threads", min=1, callback=_within_processors, help="Threads of the kernels; default: every processor."
+        "--threads", min=1, callback=_within_processors, help="Threads of the kernels; default: one for each core."
     ),
 ]
 Speculation = Annotated[

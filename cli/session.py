@@ -77,7 +77,7 @@ def load_model(
         name: embedded name, name in the data folder, or model folder.
         scheme: how to quantize an embedded model.
         max_context: tokens of prompt and answer together.
-        num_threads: threads of the kernels; None: one for each processor.
+        num_threads: threads of the kernels; None: one for each core.
         kv_dtype: how K and V are kept; None: as the scheme has it.
         speculation: compute guessed tokens where that saves time.
     """

@@ -33,6 +33,7 @@ LAYERS = (
     "model",
     "sampling",
     "speculation",
+    "threads",
     "sequence",
     "engine",
     "generation",
@@ -122,8 +123,9 @@ def test_kernels_import_only_numpy_numba_and_packing() -> None:
         assert external_imports(file) <= {"numpy", "numba", "llvmlite"}, file.path
 
 
-def test_block_manager_holds_plain_integers() -> None:
-    assert external_imports(file_of("cg_local.block_manager")) == set()
+@pytest.mark.parametrize("module", ["cg_local.block_manager", "cg_local.speculation", "cg_local.threads"])
+def test_policies_hold_plain_numbers(module: str) -> None:
+    assert external_imports(file_of(module)) == set()
 
 
 def test_model_knows_no_requests() -> None:

@@ -22,6 +22,7 @@ from cg_local.bench.processes import FillProcess, busy_cores, prompt_lookup
 from cg_local.bench.roofline import Roofline
 from cg_local.config import EngineConfig, ModelConfig
 from cg_local.errors import BenchmarkError
+from cg_local.threads import default_threads
 
 NUM_LOADS = 3
 WARM_FILLS = 3
@@ -117,7 +118,7 @@ class Session:
         self.document: Document = {
             "format": FORMAT,
             "plan": asdict(plan),
-            "num_threads": plan.num_threads or usable_cores(),
+            "num_threads": plan.num_threads or default_threads(),
             **cards,
             "bytes_per_token": {},
             "prefill_operations": {str(n): prefill_operations(config, n) for n in plan.prefill},
@@ -159,7 +160,7 @@ class Session:
     def _load(self, engine: MeasuredEngine) -> None:
         """Load several times: the file is in the page cache from the second time on. Then touch every kernel once."""
         self._say(f"{engine.name}: loading")
-        load = Load(self._plan.num_threads or usable_cores(), self._plan.max_context, self._plan.num_pages)
+        load = Load(self._plan.num_threads or default_threads(), self._plan.max_context, self._plan.num_pages)
         if isinstance(engine, OwnEngine) and self._plan.num_threads is None:
             load = replace(load, num_threads=None)
         answers = [engine.load(load) for _ in range(NUM_LOADS)]
