@@ -151,7 +151,7 @@ def _rows(column: str, document: Document) -> Iterator[tuple[str, str]]:
     times = [shown(over_rounds(document, ratio(own, theirs)), "x") for own, theirs in pairs]
     if peer is not None:
         yield f"against llama.cpp with {' and '.join(PEERS.values())}: prompt of 512; decoding", "; ".join(times)
-    yield from _row("`cg-local fill` with nano, 32 tokens, whole process", over_rounds(document, warm_fill), "s")
+    yield from _row("whole process of `cg-local fill` with nano, 32 tokens", over_rounds(document, warm_fill), "s")
 
 
 def _row(label: str, found: Spread | None, unit: str, share: Spread | None = None) -> Iterator[tuple[str, str]]:
