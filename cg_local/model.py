@@ -165,18 +165,21 @@ class Projections:
 
     Args:
         matrices: packed, usually mapped from a model folder, with equal numbers of columns.
-        names: of their outputs in the workspace, and in messages.
+        names: of their outputs in the workspace.
+        prefix: what messages put before a name.
         rounding: of ACTIVATIONS, for 8-bit weights.
 
     Raises:
         ModelFolderError: the engine has no kernel for a matrix's format.
     """
 
-    def __init__(self, matrices: Sequence[PackedMatrix], names: Sequence[str], rounding: str = "int8") -> None:
+    def __init__(
+        self, matrices: Sequence[PackedMatrix], names: Sequence[str], rounding: str = "int8", *, prefix: str = ""
+    ) -> None:
         self._names, self._matrices = tuple(names), tuple(matrices)
         for matrix, name in zip(matrices, names, strict=True):
             if matrix.format not in kernels.MATMUL:
-                raise ModelFolderError(f"{name}: the engine has no kernel for {matrix.format}; quantize again")
+                raise ModelFolderError(f"{prefix}{name}: the engine has no kernel for {matrix.format}; quantize again")
         self._parts = [tuple(_kernel_view(part) for part in matrix.parts.values()) for matrix in matrices]
         self._takes_int16 = [rounding == "int16" and matrix.format == "i8g64" for matrix in matrices]
         fused = kernels.FUSED_FORMATS
@@ -297,7 +300,9 @@ class Model:
 
         def projections(*names: str) -> Projections:
             # Outputs of one kind share memory over the layers.
-            return Projections([matrices[f"{prefix}{name}.weight"] for name in names], names, self._rounding)
+            return Projections(
+                [matrices[f"{prefix}{name}.weight"] for name in names], names, self._rounding, prefix=prefix
+            )
 
         def norm(name: str) -> tuple[Floats, np.float32]:
             return np.asarray(gains[f"{prefix}{name}.weight"]), self._eps

@@ -107,11 +107,14 @@ def bench(
       cg-local bench ./codegemma-2b-q4 --peers --peer-python ~/llama/bin/python --checkpoint ./codegemma-2b
     """
     from cg_local.bench.plot import check_plot, write_plot
-    from cg_local.bench.setup import prepared, write_document
+    from cg_local.bench.setup import check_destination, prepared, write_document
     from cg_local.bench.table import report
 
     if plot is not None:
         check_plot(plot)
+    for path in (json, plot):
+        if path is not None:
+            check_destination(path)
     plan = _plan(quick, rounds, threads, (prefill, depths, batch), new_tokens, seed)
     chosen = _peers(peers, peer_kinds, peer_python, peer_models, checkpoint, peer_tokens)
     status = _Progress()

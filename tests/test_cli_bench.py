@@ -118,3 +118,16 @@ def test_worker_times_every_sequence_of_a_batch_in_every_step(folder: Path) -> N
         assert len(worker.answer({"do": "batch", "size": size, "new_tokens": 5, "seed": 1})["seconds"]) == 5
     assert len(worker.answer({"do": "decode", "token_ids": [2, 300], "new_tokens": 6})["seconds"]) == 6
     assert worker.answer({"do": "memory"})["kv_cache_bytes"] == 64 * 16 * 2 * 2 * 64 * 2
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_result_that_could_not_be_written_is_refused_before_measuring(
+    option: str, inside: Inside, tmp_path: Path, folder: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    done = inside.run("bench", str(folder), "--quick", option, "no/such/folder/r.svg", home=tmp_path)
+
+    assert done.returncode == 1
+    assert b"cannot be written there" in done.stderr
+    assert b"round" not in done.stderr

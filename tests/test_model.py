@@ -302,7 +302,7 @@ def test_mlp_whose_down_projection_has_another_format_equals_the_reference(
 
 def test_matrix_without_a_kernel_is_refused_by_name() -> None:
     with pytest.raises(ModelFolderError, match=r"layers\.0\.mlp: .* no kernel for i5g32; quantize again"):
-        Projections([PackedMatrix("i5g32", (16, 256), {})], ["layers.0.mlp"])
+        Projections([PackedMatrix("i5g32", (16, 256), {})], ["mlp"], prefix="layers.0.")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -106,6 +107,16 @@ def prepared(
             "notices": notices,
         }
         yield Session(plan, folder.config, engines, cards=cards, roofline=Roofline(), say=say, on_round=on_round)
+
+
+def check_destination(path: Path) -> None:
+    """Refuse a place that no result could be written to, before anything is measured.
+
+    Raises:
+        BenchmarkError: its folder does not exist or cannot be written, or it is a folder itself.
+    """
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise BenchmarkError(f"{path}: a result cannot be written there; name a file in a folder that you may write")
 
 
 def write_document(document: Document, path: Path) -> None:
