@@ -12,6 +12,7 @@ from command_line import Inside
 from cg_local import memory
 from cg_local.config import EngineConfig
 from cg_local.model_folder import open_model_folder
+from cg_local.speculation import MAX_DRAFT_TOKENS
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_document_holds_the_figures_that_loading_compares(inside: Inside, tmp_pa
     document = json.loads(done.stdout)
     opened = open_model_folder(folder)
     [scheme] = document["schemes"]
-    need = memory.memory_need(scheme["weight_bytes"], opened.scheme, opened.config, EngineConfig())
+    loading = EngineConfig(max_draft_tokens=MAX_DRAFT_TOKENS)
+    need = memory.memory_need(scheme["weight_bytes"], opened.scheme, opened.config, loading)
     assert scheme["total_bytes"] == need.total
     assert scheme["kv_cache_bytes"] == need.kv_cache
     assert scheme["fits"] is True
