@@ -17,7 +17,6 @@ import pytest
 from kernel_cases import FORMATS, expected_product, multiply, random_codes, random_matrix
 from tile_programs import (
     CORTEX_A76,
-    INTEGER_TILES,
     ArmRunner,
     EmulatedAvx512Vnni,
     EmulatedAvxVnni,
@@ -45,13 +44,6 @@ EMULATED = EmulatedAvx512Vnni(), EmulatedAvxVnni(), EmulatedNeonDotprod()
 @pytest.fixture(scope="module", params=EMULATED, ids=lambda emulated: emulated.name)
 def emulated(request: pytest.FixtureRequest) -> TileProducts:
     return TileProducts(HostRunner(request.param))
-
-
-@pytest.fixture(scope="module", params=(*EMULATED, Avx2()), ids=lambda emulated: emulated.name)
-def few(request: pytest.FixtureRequest) -> TileProducts:
-    if isinstance(request.param, Avx2) and not isinstance(matmul.INSTRUCTION_SET, Avx2):
-        pytest.skip("needs a processor with AVX2")
-    return TileProducts(HostRunner(request.param), is_few=True)
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +79,20 @@ def test_emulated_tiles_equal_the_portable_path_where_sums_are_exact(
     np.testing.assert_array_equal(*exact_products(emulated, product, num_tokens))
 
 
-@pytest.mark.parametrize("product", INTEGER_TILES)
-@pytest.mark.parametrize("num_tokens", range(1, FEW_TOKENS + 1))
-def test_tiles_of_few_tokens_equal_the_portable_path_where_sums_are_exact(
-    few: TileProducts, product: str, num_tokens: int
+@pytest.mark.parametrize(("product", "few"), [(product, few) for product in FEW_TOKENS for few in FEW_TOKENS[product]])
+@pytest.mark.parametrize("set_", [*EMULATED, Avx2()], ids=lambda set_: set_.name)
+def test_tiles_of_part_of_a_block_equal_the_portable_path_where_sums_are_exact(
+    set_: Any, product: str, few: int
 ) -> None:
-    random = np.random.default_rng(num_tokens)
+    if isinstance(set_, Avx2) and not isinstance(matmul.INSTRUCTION_SET, Avx2):
+        pytest.skip("needs a processor with AVX2")
+    random = np.random.default_rng(few)
     matrix = random_matrix(product, random, (24, 512), is_exact=True)
-    x = random_codes(random, num_tokens, 512, is_exact=True)
+    x = random_codes(random, few, 512, is_exact=True)
 
-    np.testing.assert_array_equal(multiply(few, matrix, x, T), multiply(portable, matrix, x, T))
+    result = multiply(TileProducts(HostRunner(set_), few), matrix, x, T)
+
+    np.testing.assert_array_equal(result, multiply(portable, matrix, x, T))
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -150,9 +146,10 @@ def test_tile_compiles_to_the_instructions_of_its_processor(
     elif product != "bf16":
         assert len(re.findall(dot, text)) >= dots_a_group * num_tokens
     assert bool(re.search(lookup, text)) == product.startswith("c4g32")
-    # A widening or a division that the processor lacks would be a call of a function that nobody links. (The panel on
-    # the stack of this test makes Windows call __chkstk.)
-    assert not re.search(r"\t(call|callq|bl)\t(?!_+chkstk)", text)
+    # A widening or a division that the processor lacks would be a call of a function that nobody links. Windows has one
+    # for large stack frames, which this test's panel makes.
+    if product != "c4g32-panel" or target.triple != WINDOWS:
+        assert not re.search(r"\t(call|callq|bl)\t", text)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,11 @@ INTEGER_TILES: dict[str, Callable[..., None]] = {
 }
 EMIT: dict[str, Callable[..., None]] = {
     **{product: of_a_block(emit, BLOCK_TOKENS) for product, emit in INTEGER_TILES.items()},
-    **{f"{product}-few": of_a_block(emit, FEW_TOKENS) for product, emit in INTEGER_TILES.items()},
+    **{
+        f"{product}-{count}": of_a_block(emit, count)
+        for product, emit in INTEGER_TILES.items()
+        for count in FEW_TOKENS[product]
+    },
     "c4g32-panel": emit_through_panel,
     "i8g64_int16": int16_activations.emit_i8g64_int16_tile,
     "bf16": matmul.emit_bf16_tile,
@@ -312,11 +316,11 @@ class TileProducts:
 
     Args:
         run: runs a tile.
-        is_few: multiply only the first tokens of each block.
+        few: how many tokens of each block to multiply, if not all; of `FEW_TOKENS`.
     """
 
-    def __init__(self, run: Runner, *, is_few: bool = False) -> None:
-        self._run, self._is_few = run, is_few
+    def __init__(self, run: Runner, few: int = 0) -> None:
+        self._run, self._few = run, few
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return partial(self._multiply, name.removeprefix("matmul_"))
@@ -332,8 +336,8 @@ class TileProducts:
         if product == "c4g32":
             x = *x, corrections(x[0])
             # Many tokens go through a panel.
-            product = product if num_tokens == 1 or self._is_few else "c4g32-panel"
-        product += "-few" if self._is_few else ""
+            product = product if num_tokens == 1 or self._few else "c4g32-panel"
+        product += f"-{self._few}" if self._few else ""
         for tile in range(len(weights[0])):
             parts = [part if part.ndim == 2 else part[tile] for part in weights]
             for block in range(num_blocks):

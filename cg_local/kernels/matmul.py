@@ -34,7 +34,7 @@ INSTRUCTION_SET = select_instruction_set()
 
 # Bytes of one tile and one group of 32 columns.
 _I8_CODE_BYTES, _I8_SCALE_BYTES = TILE_ROWS * GROUP, 2 * TILE_ROWS
-# How far a decode kernel asks ahead in its stream of codes.
+# How far a decode kernel asks ahead in its stream of codes: what two threads read while memory answers, and a page.
 PREFETCH_BYTES = 4096
 
 

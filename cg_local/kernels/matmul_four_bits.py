@@ -3,8 +3,8 @@
 This file owns how nibbles become codebook values and where they are kept. The activations, the loops and the registers
 are those of `matmul.py`. Invariant: that of `matmul.py`; one token and many give the same bits.
 
-For one block of tokens the nibbles are looked up where they are used. For several, a panel of PANEL_COLUMNS columns of
-a tile is looked up once, into memory that stays in the first-level cache, and multiplied by all blocks from there.
+For one to three tokens the nibbles are looked up where they are used. For full blocks, a panel of PANEL_COLUMNS columns
+of a tile is looked up once, into memory that stays in the first-level cache, and multiplied by all of them from there.
 
 Values are unsigned (stored + 64). Where the instruction set has 16-bit pairs only (AVX2), two sums of pairs are
 added before they are widened: their true value fits, as 4 * 63 * 127 = 32004 < 2**15, while the offset's share does

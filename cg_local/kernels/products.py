@@ -5,8 +5,9 @@ stream, or gated and quantized as the input of the next product. The arithmetic 
 does not know layers. Invariant: a tile's result does not depend on the thread that computes it, nor on their number.
 
 Threads take runs of tiles from a common counter instead of fixed halves, so that a thread which loses its core to
-another process for a while does not hold up the others: beside two busy processes on two cores, reading memory kept
-0.55 of its speed, with fixed halves 0.2.
+another process for a while does not hold up the others.
+
+The parts of `work` are inlined by Numba: as functions of their own each would be optimized once more.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ _PART_FIELDS = {"codes": CODES, "scales": SCALES, "super_scales": SUPER_SCALES, 
 SCRATCH_TILES = 4
 # Runs of tiles per thread: fewer would leave threads waiting at the end, more would meet at the counter too often.
 _RUNS = 16
-# A last block with so many tokens at most is multiplied by a tile of its own: two of two cost little more than one.
-FEW_TOKENS = 2
+# How many tokens of a block the tiles multiply that look up nibbles where they use them, or that take part of a block:
+# two cost little more than one, and with four the registers are full.
+FEW_TOKENS = {"c4g32": (2, 3), "i8g64": (2, BLOCK_TOKENS), "i6g32": (2, BLOCK_TOKENS)}
 _SUBGROUPS = SUPER_GROUP // GROUP
 _PANEL_GROUPS = matmul_four_bits.PANEL_COLUMNS // GROUP
 # Bytes of codes of 16 rows and 32 columns.
@@ -80,12 +82,12 @@ def take(typing_context, counter, count):
 
 
 if INSTRUCTION_SET is not None:
-    _SIZES = (1, 1), (FEW_TOKENS, BLOCK_TOKENS), (BLOCK_TOKENS, BLOCK_TOKENS)
-    _c4_one, _c4_few, _c4_block = (matmul_four_bits.make_c4g32_tile(INSTRUCTION_SET, *sizes) for sizes in _SIZES)
+    _sizes = {format: ((1, 1), *((few, BLOCK_TOKENS) for few in counts)) for format, counts in FEW_TOKENS.items()}
+    _c4_one, _c4_two, _c4_three = (matmul_four_bits.make_c4g32_tile(INSTRUCTION_SET, *s) for s in _sizes["c4g32"])
     _c4_unpack = matmul_four_bits.make_c4g32_unpack(INSTRUCTION_SET)
     _c4_panel = matmul_four_bits.make_c4g32_panel_tile(INSTRUCTION_SET, BLOCK_TOKENS)
-    _i8_one, _i8_few, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, *sizes) for sizes in _SIZES)
-    _i6_one, _i6_few, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, *sizes) for sizes in _SIZES)
+    _i8_one, _i8_two, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, *s) for s in _sizes["i8g64"])
+    _i6_one, _i6_two, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, *s) for s in _sizes["i6g32"])
 
 
 @njit(inline="always")
@@ -119,7 +121,7 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, num_tokens
         num_tokens: of the activations, without those that fill up the last block.
         panel: address of PANEL_BYTES bytes to unpack weights into.
         out: address of the first token's 16 results; stride: floats from one token's to the next. Of the last block
-            FEW_TOKENS tokens are written or all, whatever num_tokens.
+            some tokens that fill it up may be written too.
     """
     groups, format = job[GROUPS], job[FORMAT]
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
@@ -127,8 +129,8 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, num_tokens
     scales = job[SCALES] + tile * groups * TILE_ROWS
     supers, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
     through_panel = 0
-    if format == C4G32 and tokens > 1 and blocks > 1:
-        through_panel = num_tokens // tokens + np.int64(num_tokens % tokens > FEW_TOKENS)
+    if format == C4G32 and 1 < tokens <= num_tokens:
+        through_panel = num_tokens // tokens
         multiply_panels(
             codes, scales, supers, book, x_codes, x_scales, x_sums, x_corrections, through_panel, panel, out, stride
         )  # fmt: skip
@@ -138,25 +140,25 @@ def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, num_tokens
         at, y = block * groups * tokens, out + block * tokens * stride * 4
         x, xs, xc = x_codes.ctypes.data + at * GROUP, x_scales.ctypes.data + at * 4, x_sums.ctypes.data + at * 4
         xo = x_corrections.ctypes.data + at * (GROUP // 2)
-        is_few = num_tokens - block * tokens <= FEW_TOKENS
+        left = num_tokens - block * tokens
         if format == C4G32:
             if tokens == 1:
                 _c4_one(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
-            elif is_few:
-                _c4_few(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+            elif left <= 2:
+                _c4_two(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
             else:
-                _c4_block(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+                _c4_three(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
         elif format == I8G64:
             if tokens == 1:
                 _i8_one(codes, scales, x, xs, xc, y, groups, stride)
-            elif is_few:
-                _i8_few(codes, scales, x, xs, xc, y, groups, stride)
+            elif left <= 2:
+                _i8_two(codes, scales, x, xs, xc, y, groups, stride)
             else:
                 _i8_block(codes, scales, x, xs, xc, y, groups, stride)
         elif tokens == 1:
             _i6_one(codes, scales, supers, x, xs, xc, y, groups, stride)
-        elif is_few:
-            _i6_few(codes, scales, supers, x, xs, xc, y, groups, stride)
+        elif left <= 2:
+            _i6_two(codes, scales, supers, x, xs, xc, y, groups, stride)
         else:
             _i6_block(codes, scales, supers, x, xs, xc, y, groups, stride)
 
