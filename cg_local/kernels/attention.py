@@ -345,8 +345,10 @@ def attend_prefill(
     q: Floats, keys: Any, values: Any, block_table: Any, first_position: int, scale: np.float32, out: Floats
 ) -> None:
     """`attend` for many tokens: their blocks run in parallel."""
+    # A product whose rows fill no whole tile leaves padding between tokens.
     address, num_workers = attend_address(keys.dtype), get_num_threads()
-    attend(address, num_workers, q, keys, values, block_table, first_position, scale, False, out)
+    queries = np.ascontiguousarray(q)
+    attend(address, num_workers, queries, keys, values, block_table, first_position, scale, False, out)
 
 
 def attend_decode(
@@ -354,4 +356,5 @@ def attend_decode(
 ) -> None:
     """`attend` for one or a few tokens: the partitions of a long context run in parallel."""
     address, num_workers = attend_address(keys.dtype), get_num_threads()
-    attend(address, num_workers, q, keys, values, block_table, first_position, scale, True, out)
+    queries = np.ascontiguousarray(q)
+    attend(address, num_workers, queries, keys, values, block_table, first_position, scale, True, out)
