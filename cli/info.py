@@ -46,6 +46,9 @@ def info(
         raise typer.BadParameter("published weights carry no digests; quantize them first", param_hint="--verify")
     else:
         document |= _checkpoint(found.path, context, kv_dtype)
+    limit = document["architecture"]["max_position_embeddings"]
+    if context is not None and context > limit:
+        notice(f"{found.name} was trained for {limit:,} tokens: the figures are for those, not for {context:,}")
     if json:
         print_json(document)
     else:
