@@ -49,7 +49,7 @@ def test_short_run_prints_the_report_and_writes_the_document(inside: Inside, tmp
 def test_lengths_beyond_the_models_context_are_left_out_and_named(inside: Inside, tmp_path: Path, folder: Path) -> None:
     options = ("--quick", "--prefill", "16,2048", "--depths", "", "--batch", "", "--new-tokens", "1")
     done = inside.run("bench", str(folder), *options, "--json", "r.json", home=tmp_path)
-    assert b"was trained for 1,024 tokens: 2,048 left out" in done.stderr
+    assert b"was trained for 1,024 tokens; left out: prompt of 2,048" in done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["plan"]["prefill"] == [16]
 
 
