@@ -34,6 +34,7 @@ LAYERS = (
     "sampling",
     "speculation",
     "threads",
+    "interrupts",
     "sequence",
     "engine",
     "generation",
