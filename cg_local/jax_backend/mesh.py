@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
@@ -83,7 +84,9 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
     address = coordinator or address
     if address is None:
         if num_processes is not None or process_id is not None:
-            raise BackendError("--num-processes and --process-id need --coordinator HOST:PORT, the address of process 0")
+            raise BackendError(
+                "--num-processes and --process-id need --coordinator HOST:PORT, the address of process 0"
+            )
         return False
     found = [_number(name, text) for name, text in zip(PROCESS_VARIABLES[1:], numbers, strict=True)]
     num_processes = found[0] if num_processes is None else num_processes
@@ -92,8 +95,8 @@ def join_processes(coordinator: str | None, num_processes: int | None, process_i
         jax.distributed.initialize(address, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         raise BackendError(
-            f"coordinator {address}: the processes of the run did not meet ({' '.join(str(error).split())[:200]}); start "
-            "each with the same --coordinator and --num-processes, and an own --process-id from 0"
+            f"coordinator {address}: the processes of the run did not meet ({' '.join(str(error).split())[:200]}); "
+            "start each with the same --coordinator and --num-processes, and an own --process-id from 0"
         ) from error
     return True
 
@@ -106,9 +109,29 @@ def _number(name: str, text: str | None) -> int | None:
     return int(text)
 
 
-def device_names() -> list[str]:
-    """Return what JAX found, one text a device: "cpu TFRT_CPU_0", "gpu NVIDIA A100 ..."."""
-    return [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+def found_devices() -> list[jax.Device]:
+    """Return all devices of the run, those of other processes included.
+
+    Raises:
+        BackendError: the platform that was asked for (JAX_PLATFORMS) is not there.
+    """
+    try:
+        devices: list[jax.Device] = jax.devices()
+    except RuntimeError as error:
+        raise BackendError(f"JAX finds no devices: {' '.join(str(error).split())[:200]}") from error
+    return devices
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes results."""
+    return bool(jax.process_index() == 0)
+
+
+def number_of_first_process(number: int) -> int:
+    """Return the first process's number in every process, so that all go on from the same place."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def make_mesh(shape: MeshShape) -> Mesh:
@@ -119,7 +142,7 @@ def make_mesh(shape: MeshShape) -> Mesh:
     Raises:
         BackendError: JAX found fewer devices, or fewer than all of several processes' devices would be used.
     """
-    devices = jax.devices()
+    devices = found_devices()
     needed = shape.data * shape.tensor
     if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
         virtual = ", XLA_FLAGS=--xla_force_host_platform_device_count=N makes virtual ones of a processor"

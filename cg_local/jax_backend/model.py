@@ -76,7 +76,9 @@ class Network:
     def project(self, x: jax.Array, *weights: jax.Array) -> list[jax.Array]:
         """x @ each of the weights, in float32; each alone, because to join them would copy them."""
         x = x.astype(DTYPES[self.dtype])
-        return [jnp.matmul(x, weight, precision=self.precision, preferred_element_type=jnp.float32) for weight in weights]
+        return [
+            jnp.matmul(x, weight, precision=self.precision, preferred_element_type=jnp.float32) for weight in weights
+        ]
 
     @property
     def precision(self) -> jax.lax.Precision:
@@ -178,9 +180,7 @@ def forward(
             keys, values = (jax.lax.dynamic_index_in_dim(part, layer, 0, False)[:, :, :num_keys] for part in cache)
             return attend_in_blocks(network, q, keys, values, slots, starts)
 
-        x = decoder_layer(
-            x, layer_weights, config.head_dim, config.rms_norm_eps, attend=mix, project=network.project
-        )
+        x = decoder_layer(x, layer_weights, config.head_dim, config.rms_norm_eps, attend=mix, project=network.project)
         x = network.constrain(x, DATA, None, None)
         return (x, cache), (x if keep_states else None)
 
@@ -203,9 +203,7 @@ def logits(network: Network, weights: Weights, x: jax.Array) -> jax.Array:
     """Norm and output head: float32 [..., hidden_size] of the residual stream to float32 [..., vocab_size]."""
     normed = rms_norm(x, weights.final_norm, network.config.rms_norm_eps).astype(DTYPES[network.dtype])
     head = weights.embedding if weights.head is None else weights.head
-    return jnp.einsum(
-        "...h,vh->...v", normed, head, precision=network.precision, preferred_element_type=jnp.float32
-    )
+    return jnp.einsum("...h,vh->...v", normed, head, precision=network.precision, preferred_element_type=jnp.float32)
 
 
 def choose(network: Network, scores: jax.Array) -> Choice:
@@ -274,7 +272,9 @@ def check_embedding_scale(text: str) -> EmbeddingScale:
 
 def _empty_cache(network: Network, batch: int, num_slots: int) -> Cache:
     config = network.config
-    zeros = jnp.zeros((config.num_layers, batch, config.num_kv_heads, num_slots, config.head_dim), DTYPES[network.dtype])
+    zeros = jnp.zeros(
+        (config.num_layers, batch, config.num_kv_heads, num_slots, config.head_dim), DTYPES[network.dtype]
+    )
     zeros = jax.lax.with_sharding_constraint(zeros, network.shardings.cache)
     return Cache(zeros, zeros)
 
@@ -306,9 +306,7 @@ def _decode(
 ) -> tuple[Choice | jax.Array, Cache]:
     """Compute one token of each sequence, int32 [B], in a slot; return as `_prefill` does."""
     num_slots = cache.keys.shape[3]
-    x, cache, _ = forward(
-        network, weights, cache, token_ids[:, None], starts, first_slot=slot, num_keys=num_slots
-    )
+    x, cache, _ = forward(network, weights, cache, token_ids[:, None], starts, first_slot=slot, num_keys=num_slots)
     return _next(network, weights, x[:, 0], is_greedy), cache
 
 
@@ -340,7 +338,5 @@ def _states(network: Network, weights: Weights, token_ids: jax.Array, starts: ja
     """Residual stream after the embedding and after each layer, float32 [num_layers + 1, B, T, hidden_size]."""
     batch, length = token_ids.shape
     cache = _empty_cache(network, batch, length)
-    _, _, states = forward(
-        network, weights, cache, token_ids, starts, first_slot=0, num_keys=length, keep_states=True
-    )
+    _, _, states = forward(network, weights, cache, token_ids, starts, first_slot=0, num_keys=length, keep_states=True)
     return jnp.concatenate([embed(network, weights, token_ids)[None], states])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cg_local.config import ModelConfig
 from cg_local.errors import BackendError
 from cg_local.jax_backend.layers import LAYER_NAMES
-from cg_local.jax_backend.mesh import Shardings
+from cg_local.jax_backend.mesh import TENSOR, Shardings
 from cg_local.model_folder import EMBEDDING, HEAD
 
 FINAL_NORM = "model.norm.weight"
@@ -101,9 +101,17 @@ def load_weights(source: WeightSource, shardings: Shardings, dtype: str = "float
     )
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Return the bytes of a model's weights on all devices together, replicas not counted."""
-    return config.num_parameters * DTYPES[dtype].itemsize
+def device_weight_bytes(config: ModelConfig, shardings: Shardings, dtype: str) -> int:
+    """Return the bytes of a model's weights on one device of a mesh; a separate head is not counted."""
+    total = 0
+    for name, shape in config.tensor_shapes().items():
+        ours = next((key for key, published in PUBLISHED.items() if published in name), None)
+        if len(shape) == 1:
+            total += 4 * shape[0]
+            continue
+        axes = (shardings.embedding if ours is None else shardings.layer(ours)).spec
+        total += math.prod(shape) * DTYPES[dtype].itemsize // (shardings.tensor if TENSOR in axes else 1)
+    return total
 
 
 def _table(source: WeightSource, name: str, shardings: Shardings, dtype: str) -> jax.Array:
