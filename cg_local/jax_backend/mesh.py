@@ -122,6 +122,12 @@ def found_devices() -> list[jax.Device]:
     return devices
 
 
+def describe_devices() -> str:
+    """Return what JAX found in words: "8 x cpu (cpu)", "4 x gpu (NVIDIA A100-SXM4-80GB)"."""
+    kinds = [f"{device.platform} ({device.device_kind})" for device in found_devices()]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds)))
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes results."""
     return bool(jax.process_index() == 0)
