@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Results = Iterator[list[dict[str, object]]]
 DEFAULT_BATCH_SIZE = 8
+COMPILING = "(XLA compiles a program for each shape)"
 
 
 class BackendName(str, Enum):
@@ -122,7 +123,7 @@ class Computer:
         mesh = MeshShape.parse(self.mesh or "1x1")
         join_processes(*self.processes)
         status = Status()
-        with status.waiting(f"loading {self.model} ..."):
+        with status.waiting(f"loading {self.model} ...", COMPILING):
             opened = open_model(self.model, self.scheme.value if self.scheme else None, status.progress(self.model))
             tokenizer = opened.tokenizer()
             dtype = (self.dtype or Dtype.float32).value
@@ -178,7 +179,8 @@ def run_requests(
     mark = fingerprint(source, {**computer.settings(), "params": params, "context": max_context, "eval": is_evaluation})
     if output is None:
         found = _compute(computer.open(max_context), requests, params, is_evaluation)
-        return _collect(found, len(requests), 0, None if is_evaluation else _print)
+        is_shown = not is_evaluation and is_first(computer)
+        return _collect(found, len(requests), 0, _print if is_shown else None)
     results = ResultFile(output, mark, overwrite=overwrite)
     backend = computer.open(max_context)
     if not is_first(computer):

@@ -65,7 +65,7 @@ def parity(
     status = Status()
     with _opened(model, against, scheme, status) as opened:
         token_ids = _token_ids(opened, tokens, seed)
-        with status.waiting(f"loading {model} ..."):
+        with status.waiting(f"loading {model} ...", batch.COMPILING):
             compiled = _compiled(opened, mesh, dtype)
         other, limit = _other_side(opened, against, token_ids, dtype)
         document = _document(opened, compiled, against, dtype, len(token_ids), limit)
@@ -183,7 +183,7 @@ def _compare(
     from cg_local.jax_backend.parity import JaxSide, compare
 
     differences: list[Difference] = []
-    with status.waiting("computing with JAX ..."):
+    with status.waiting("computing with JAX ...", batch.COMPILING):
         jax_side = JaxSide(compiled, token_ids)
     for difference in compare(opened.source, jax_side, other, layers=layers):
         differences.append(difference)

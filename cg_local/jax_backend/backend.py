@@ -24,7 +24,7 @@ from cg_local.infill.postprocess import MiddleTrimmer
 from cg_local.jax_backend.generate import Generator
 from cg_local.jax_backend.mesh import MeshShape, Shardings, make_mesh
 from cg_local.jax_backend.model import CompiledModel, Network
-from cg_local.jax_backend.weights import WeightSource, device_weight_bytes, load_weights
+from cg_local.jax_backend.weights import WeightSource, check_dtype, device_weight_bytes, load_weights
 from cg_local.memory import available_bytes, readable_size
 from cg_local.model_folder import open_model_folder
 from cg_local.model_store import FoundModel, find_model, is_model_folder, ready_folder, refuse_scheme
@@ -112,10 +112,11 @@ def compile_model(
         embedding_scale: see `reference.logits`.
 
     Raises:
-        BackendError: too few devices, or they cannot share the model evenly.
+        BackendError: an unknown dtype, too few devices, or they cannot share the model evenly.
         CapacityError: the weights do not fit in the memory of the devices.
         CheckpointError: the weights cannot be read.
     """
+    check_dtype(dtype)
     shardings = Shardings(make_mesh(mesh), opened.config)
     _check_room(opened, shardings, dtype)
     rows = opened.config.vocab_size

@@ -88,8 +88,7 @@ def load_weights(source: WeightSource, shardings: Shardings, dtype: str = "float
         BackendError: an unknown dtype.
         CheckpointError: the file changed meanwhile, or holds NaN or infinity.
     """
-    if dtype not in DTYPES:
-        raise BackendError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     # The largest tensors first, while there is most room.
     embedding = _table(source, EMBEDDING, shardings, dtype)
     head = _table(source, HEAD, shardings, dtype) if HEAD in source.tensor_names else None
@@ -99,6 +98,16 @@ def load_weights(source: WeightSource, shardings: Shardings, dtype: str = "float
         final_norm=_on_devices(source.tensor(FINAL_NORM), shardings.replicated),
         head=head,
     )
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse an unknown type.
+
+    Raises:
+        BackendError: it is not in DTYPES.
+    """
+    if dtype not in DTYPES:
+        raise BackendError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
 
 
 def device_weight_bytes(config: ModelConfig, shardings: Shardings, dtype: str) -> int:
