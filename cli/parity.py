@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -92,31 +93,25 @@ def _opened(model: str, against: Other, scheme: options.Scheme | None, status: S
     import tempfile
 
     from cg_local.jax_backend.backend import PUBLISHED, open_model
+    from cg_local.model_store import find_model, is_model_folder
 
-    wanted = scheme.value if scheme else None
-    is_engine = against == Other.engine
-    if is_engine and model == "nano":
+    found, wanted = find_model(model), scheme.value if scheme else None
+    is_checkpoint = not found.is_embedded and not is_model_folder(found.path)
+    if against == Other.engine and (found.is_embedded or is_checkpoint):
         wanted = wanted or "bf16"
-    with status.waiting(f"opening {model} ..."):
-        published = wanted if model == "nano" or not _is_published(model) else None
-        opened = open_model(model, published, status.progress(model))
-    if against == Other.transformers and opened.scheme != PUBLISHED:
-        raise ConfigError(f"{model}: a {opened.scheme} model folder; transformers reads published weights only")
-    if opened.scheme != PUBLISHED or not (is_engine or wanted):
+    with status.waiting(f"opening {model} ...", batch.COMPILING):
+        opened = open_model(model, None if is_checkpoint else wanted, status.progress(model))
+    if against == Other.transformers and (wanted or opened.scheme != PUBLISHED):
+        raise ConfigError(f"{model}: {wanted or opened.scheme} weights; transformers reads published weights only")
+    if not (is_checkpoint and wanted):
         yield opened
         return
     from cg_local.quant import quantize
 
     with tempfile.TemporaryDirectory(prefix="cg-local-parity-") as folder:
-        quantize(opened.path, Path(folder) / "model", wanted or "bf16", on_progress=status.progress(model))
+        quantize(opened.path, Path(folder) / "model", wanted, on_progress=status.progress(model))
         status.clear()
-        yield open_model(Path(folder) / "model")
-
-
-def _is_published(model: str) -> bool:
-    from cg_local.model_store import find_model, is_model_folder
-
-    return not is_model_folder(find_model(model).path)
+        yield replace(open_model(Path(folder) / "model"), name=opened.name)
 
 
 def _token_ids(opened: OpenedModel, tokens: str, seed: int) -> list[int]:

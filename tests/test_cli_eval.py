@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import command_line
 import pytest
 from command_line import Inside
 

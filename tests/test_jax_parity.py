@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_command_reports_programs_and_reads_a_text(inside: Inside, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "transformers"], "a q4 model folder; transformers reads published weights only"),
+        (["--against", "transformers"], "q4 weights; transformers reads published weights only"),
         (["--tokens", "1"], "--tokens 1: 1 tokens; give 2 to 1,024"),
         (["--mesh", "two"], "mesh 'two': write DATAxTENSOR"),
         (["--scheme", "q8"], "this model folder is q4, q8 was asked for"),
@@ -143,8 +144,6 @@ def test_command_refuses_with_one_line(
 def test_command_without_jax_says_what_to_install(tmp_path: Path, toy_folder: FolderMaker) -> None:
     (tmp_path / "jax.py").write_text("raise ImportError('no jax')\n")
     environment = {**command_line.environment(tmp_path), "PYTHONPATH": str(tmp_path)}
-    import subprocess
-
     done = subprocess.run([*command_line.COMMAND, "parity"], env=environment, cwd=tmp_path, capture_output=True)
     assert done.returncode == 1
     assert done.stderr.decode() == "cg-local: error: JAX is not installed; run `pip install 'cg-local[jax]'`\n"

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from cg_local.config import EngineConfig
 from cg_local.engine import Engine
 from cg_local.errors import BackendError
+from cg_local.jax_backend.weights import FINAL_NORM
 from cg_local.kv_cache import KVCache
 from cg_local.model import Model, SequenceSpan
 from cg_local.model_folder import HEAD, ModelFolder
 from cg_local.packing import PackedMatrix, bfloat16_from_float32, pack_codes
 
 Floats = NDArray[np.float32]
-FINAL_NORM = "model.norm.weight"
 PAGE_SIZE = 16
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from cg_local import reference
 from cg_local.jax_backend.generate import left_padded
 from cg_local.jax_backend.model import CompiledModel
-from cg_local.jax_backend.weights import WeightSource
+from cg_local.jax_backend.weights import FINAL_NORM, WeightSource
+from cg_local.model_folder import EMBEDDING, HEAD
 
 Floats = NDArray[np.float32]
 
@@ -154,10 +155,8 @@ def compare(source: WeightSource, jax_side: JaxSide, other: OtherSide, *, layers
         layers: also compare after each layer.
     """
     if layers:
-        gain = 1 + source.tensor("model.norm.weight")
-        head = source.tensor(
-            "lm_head.weight" if "lm_head.weight" in source.tensor_names else "model.embed_tokens.weight"
-        )
+        gain = 1 + source.tensor(FINAL_NORM)
+        head = source.tensor(HEAD if HEAD in source.tensor_names else EMBEDDING)
         for number, (found, expected) in enumerate(zip(jax_side.states(), other.states(), strict=True)):
             place = f"layer {number}" if number else "embedding"
             found, expected = unit_rows(found), unit_rows(expected)
