@@ -21,6 +21,7 @@ from cg_local.cli.session import load_model, read_text, sampling
 
 if TYPE_CHECKING:
     from cg_local.answers import Completion
+    from cg_local.config import SamplingParams
     from cg_local.runtime import LocalModel
 
 
@@ -72,16 +73,9 @@ def complete(
     params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
     processes = (coordinator, num_processes, process_id)
     computer = batch.Computer(model, scheme, backend, mesh, dtype, batch_size, processes, threads, kv_dtype)
-    if requests is not None:
-        if file != "-":
-            raise typer.BadParameter("give either a text or --input", param_hint="--input")
-        context = context_tokens + max_tokens
-        batch.run_requests(
-            requests, output, computer, params, overwrite=overwrite, max_context=context, is_evaluation=False
-        )
+    if requests is not None or output is not None or backend != batch.BackendName.engine:
+        _answer_requests(file, requests, output, computer, params, overwrite, context_tokens + max_tokens)
         return
-    if backend != batch.BackendName.engine or output is not None:
-        raise typer.BadParameter("needs a file of requests: add --input FILE.jsonl", param_hint="--backend, --output")
     computer.check()
     source = read_text(file)
     loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype, speculation)
@@ -90,6 +84,24 @@ def complete(
     if json:
         print_json(_document(file, source.newline, loaded, result))
     end_answer(result, is_quiet=json)
+
+
+def _answer_requests(
+    file: str,
+    requests: Path | None,
+    output: Path | None,
+    computer: batch.Computer,
+    params: SamplingParams,
+    overwrite: bool,
+    max_context: int,
+) -> None:
+    if requests is None:
+        raise typer.BadParameter("needs a file of requests: add --input FILE.jsonl", param_hint="--backend, --output")
+    if file != "-":
+        raise typer.BadParameter("give either a text or --input", param_hint="--input")
+    batch.run_requests(
+        requests, output, computer, params, overwrite=overwrite, max_context=max_context, is_evaluation=False
+    )
 
 
 def _document(file: str, newline: str, model: LocalModel, result: Completion) -> dict[str, object]:

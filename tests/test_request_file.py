@@ -44,7 +44,7 @@ def test_evaluation_takes_texts_and_expected_answers(tmp_path: Path) -> None:
         ("{", False, r"line 2: not JSON \(Expecting property name"),
         ('"text"', False, "line 2: a JSON str, not an object; a request is"),
         ('{"prompt": 3}', False, "line 2: 'prompt' is 3; it must be a text"),
-        ('{"question": "a"}', False, "line 2: has the members 'question'; a request is"),
+        ('{"question": "a"}', False, "line 2: has the members question; a request is"),
         ('{"prompt": "a", "text": "b"}', False, "line 2: has both 'text' and 'prompt'"),
         ('{"prefix": "a"}', False, "line 2: has a 'prefix' and no 'suffix'"),
         ('{"text": "a"}', False, "line 2: a 'text' is for `cg-local eval`"),
