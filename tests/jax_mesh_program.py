@@ -33,7 +33,7 @@ def main(checkpoint: str, meshes: list[str]) -> None:
             return True
 
         Generator(model, BATCH).run(prompts, [SamplingParams(max_tokens=MAX_TOKENS)] * BATCH, keep)
-        decode = report_programs(model, batch=BATCH, prompt_tokens=66, max_tokens=MAX_TOKENS)[1]
+        (decode,) = report_programs(model, batch=BATCH, prompt_tokens=66, max_tokens=MAX_TOKENS, names=["decode"])
         found[mesh] = {
             "answers": answers,
             "collectives": {each.kind: [each.count, each.num_bytes] for each in decode.collectives},

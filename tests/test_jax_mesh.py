@@ -88,6 +88,7 @@ def test_devices_hold_their_share_of_the_matrices_and_the_cache(found: dict[str,
         assert weights / tensor - 128 <= shared <= weights / tensor * 1.15
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_mesh_give_the_tokens_of_one(tmp_path: Path) -> None:
     checkpoint = write_toy_checkpoint(tmp_path / "model", EIGHT_HEADS["mqa"], has_tokenizer=True)
     lines = [json.dumps({"prompt": text}) + "\n" for text in ("def add(a, b):\n", "import ", "x = [")]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,22 +84,33 @@ class _Computation:
     called: list[tuple[str, int | None]] = field(default_factory=list)
 
 
-def report_programs(model: CompiledModel, *, batch: int, prompt_tokens: int, max_tokens: int) -> list[ProgramReport]:
-    """Compile prefill and greedy decode for a batch and report on both.
+def report_programs(
+    model: CompiledModel,
+    *,
+    batch: int,
+    prompt_tokens: int,
+    max_tokens: int,
+    names: Sequence[str] = ("prefill", "decode"),
+) -> list[ProgramReport]:
+    """Compile prefill and greedy decode for a batch and report on them.
 
     Args:
         model: on its devices.
         batch: sequences; a multiple of the mesh's "data" axis.
         prompt_tokens: of the longest sequence.
         max_tokens: of the answers.
+        names: of the programs.
     """
     length = padded_length(prompt_tokens)
     cache = model.new_cache(batch, padded_length(length + max_tokens))
     starts, tokens = np.zeros(batch, np.int32), np.zeros((batch, length), np.int32)
-    last = np.zeros(batch, np.int32)
-    prefill = model.prefill.lower(model.weights, cache, tokens, starts, is_greedy=True).compile()
-    decode = model.decode.lower(model.weights, cache, last, starts, np.int32(length), is_greedy=True).compile()
-    return [report("prefill", prefill), report("decode", decode)]
+    programs = {
+        "prefill": lambda: model.prefill.lower(model.weights, cache, tokens, starts, is_greedy=True),
+        "decode": lambda: model.decode.lower(
+            model.weights, cache, tokens[:, 0], starts, np.int32(length), is_greedy=True
+        ),
+    }
+    return [report(name, programs[name]().compile()) for name in names]
 
 
 def report(name: str, compiled: Any) -> ProgramReport:
