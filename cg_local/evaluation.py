@@ -93,9 +93,12 @@ class EngineBackend:
         else:
             found = self._model.infill(request.prefix, request.suffix, request.path, params=params)
         return Answer(
-            **{"text": found.text, "stop_reason": found.stop_reason},
-            **{"num_tokens": found.num_tokens, "prompt_tokens": found.prompt_tokens},
-            **{"mean_logprob": found.mean_logprob, "truncated": found.truncated},
+            text=found.text,
+            stop_reason=found.stop_reason,
+            num_tokens=found.num_tokens,
+            prompt_tokens=found.prompt_tokens,
+            mean_logprob=found.mean_logprob,
+            truncated=found.truncated,
         )
 
     def _losses(self, token_ids: Sequence[int]) -> Doubles:

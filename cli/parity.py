@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -211,7 +211,7 @@ def _faults(differences: list[Difference], limit: Tolerance) -> list[str]:
     return [difference.place for difference in differences if not is_within(difference, limit)]
 
 
-def _head(document: dict[str, object]) -> str:
+def _head(document: Mapping[str, Any]) -> str:
     return (
         "{model} ({scheme}), JAX in {dtype} against {against}, {num_tokens} tokens; JAX found {devices}, mesh {mesh}\n"
         "tolerance: {tolerance:.3%} of the range ({tolerance_reason})\n\n".format(**document)

@@ -248,7 +248,7 @@ class CompiledModel:
     def cache_bytes(self, batch: int, num_slots: int) -> int:
         """Return the bytes of a cache on all devices together, replicas not counted."""
         config, itemsize = self.network.config, DTYPES[self.network.dtype].itemsize
-        return 2 * config.num_layers * batch * config.num_kv_heads * num_slots * config.head_dim * itemsize
+        return int(itemsize) * 2 * config.num_layers * batch * config.num_kv_heads * num_slots * config.head_dim
 
 
 def padded_length(length: int) -> int:

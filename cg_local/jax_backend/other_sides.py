@@ -71,7 +71,9 @@ class EngineSide:
         shape = replace(folder.config, num_layers=max(1, num_layers))
         cache = KVCache(shape, num_pages=num_pages, page_size=PAGE_SIZE, dtype=self.kv_dtype)
         span = SequenceSpan(0, num_tokens, 0, np.arange(num_pages, dtype=np.int32))
-        return Model(folder).forward(np.array(self._token_ids, np.int32), [span], cache, np.arange(num_tokens)).copy()
+        states = Model(folder).forward(np.array(self._token_ids, np.int32), [span], cache, np.arange(num_tokens))
+        kept: Floats = states.copy()
+        return kept
 
 
 class TransformersSide:
