@@ -12,6 +12,8 @@ The tree:
     ├── SourceFileError      a source file to fill cannot be read, located or written
     ├── CapacityError        the context, the page pool or the memory is too small
     ├── ExportError          weights cannot be written in another project's format
+    ├── BackendError         JAX, its devices or a mesh over them are not as needed
+    ├── BatchError           a file of requests, or of results, cannot be used
     ├── BenchmarkError       a measurement, or a program that it needs, failed
     └── TrainingError        a training run, its data or its checkpoint is unusable
 
@@ -58,6 +60,14 @@ class CapacityError(CgLocalError):
 
 class ExportError(CgLocalError):
     """Weights cannot be written in another project's format: a package is missing, or the destination fails."""
+
+
+class BackendError(CgLocalError):
+    """JAX is not installed, or finds fewer devices than needed, or they cannot share the model as asked."""
+
+
+class BatchError(CgLocalError):
+    """A file of requests cannot be read or one of its lines is none, or a file of results cannot be written."""
 
 
 class BenchmarkError(CgLocalError):

@@ -108,7 +108,9 @@ def readable_size(num_bytes: int) -> str:
     """Return a size as a person reads it, in binary units: "1.6 GiB"."""
     if num_bytes >= 1 << 30:
         return f"{num_bytes / (1 << 30):.1f} GiB"
-    return f"{num_bytes / (1 << 20):.1f} MiB" if num_bytes >= 1 << 20 else f"{num_bytes / 1024:.1f} KiB"
+    if num_bytes >= 1 << 20:
+        return f"{num_bytes / (1 << 20):.1f} MiB"
+    return f"{num_bytes / 1024:.1f} KiB" if num_bytes >= 1024 else f"{num_bytes} bytes"
 
 
 def _meminfo_available() -> int | None:

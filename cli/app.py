@@ -29,6 +29,8 @@ COMMANDS = {
     "complete": "Continue a text.",
     "quantize": "Turn published weights into a model folder.",
     "info": "Show a model's size and whether it fits in memory.",
+    "eval": "Measure loss and exact match on a file of requests.",
+    "parity": "Compare the model in JAX with another path.",
     "bench": "Measure speed beside the limits of this machine.",
 }
 

@@ -81,14 +81,14 @@ class Status:
         return show
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
+    def waiting(self, text: str, reason: str = _COMPILING) -> Iterator[None]:
         """Show a line while something is waited for, and what may make the wait long; cleared at the end.
 
         Where stderr is no terminal, a long wait is explained by a line that stays.
         """
         self.show(text)
         seconds, explain = (_LONG_WAIT_SECONDS, self.show) if self._is_terminal else (_LONG_SILENCE_SECONDS, notice)
-        timer = threading.Timer(seconds, lambda: explain(f"{text} {_COMPILING}"))
+        timer = threading.Timer(seconds, lambda: explain(f"{text} {reason}"))
         timer.daemon = True
         timer.start()
         try:

@@ -21,6 +21,7 @@ LAYERS = (
     "safetensors_file",
     "atomic_folder",
     "model_folder",
+    "dequantized_folder",
     "model_folder_writer",
     "tokenizer",
     "checkpoint",
@@ -44,6 +45,9 @@ LAYERS = (
     "model_store",
     "answers",
     "runtime",
+    "request_file",
+    "evaluation",
+    "jax_backend",
     "bench",
     "cli",
 )
@@ -106,11 +110,23 @@ def test_quantizer_knows_no_engine() -> None:
         assert imported_layers(file) - {"kernels"} <= allowed, file.path
 
 
-def test_training_uses_only_errors_and_nothing_uses_training() -> None:
+def test_training_uses_only_errors_and_the_layers_in_jax_and_nothing_uses_training() -> None:
     for file in files_of(TRAINING):
-        assert imported_layers(file) <= {"errors", TRAINING, ""}, file.path
+        assert imported_layers(file) <= {"errors", "jax_backend", TRAINING, ""}, file.path
+        in_jax = {name for name in imported_modules(file) if layer_of(name) == "jax_backend"}
+        assert all(name.startswith("cg_local.jax_backend.layers") for name in in_jax), file.path
     for file in INSTALLED:
         assert layer_of(str(file.module)) == TRAINING or TRAINING not in imported_layers(file), file.path
+
+
+def test_jax_is_imported_by_its_own_folders_alone() -> None:
+    """Everything else works without the extra `jax`; a command imports it when it is asked for."""
+    for file in INSTALLED:
+        if layer_of(str(file.module)) not in ("jax_backend", TRAINING):
+            assert not external_imports(file, module_level_only=True) & {"jax", "optax"}, file.path
+            assert not {
+                name for name in imported_modules(file, module_level_only=True) if layer_of(name) == "jax_backend"
+            }, file.path
 
 
 def test_only_the_command_line_imports_the_command_line() -> None:
