@@ -10,6 +10,8 @@ The tree:
     ├── QuantizeError        a source cannot be quantized, or the destination cannot be written
     ├── PromptError          no prompt can be built from what was given
     ├── SourceFileError      a source file to fill cannot be read, located or written
+    ├── SessionError         saved conversations cannot be found, read or written
+    ├── SettingsError        config.toml, a CG_LOCAL_* variable or a template of the user's is wrong
     ├── CapacityError        the context, the page pool or the memory is too small
     ├── ExportError          weights cannot be written in another project's format
     ├── BenchmarkError       a measurement, or a program that it needs, failed
@@ -50,6 +52,14 @@ class PromptError(CgLocalError):
 
 class SourceFileError(CgLocalError):
     """A source file to fill cannot be found, decoded, located at the given cursor, or written back."""
+
+
+class SessionError(CgLocalError):
+    """A saved conversation is not there or not the only one of its name, or the database cannot be read or written."""
+
+
+class SettingsError(CgLocalError):
+    """config.toml, a CG_LOCAL_* variable or a template of the user's is wrong, or cannot be read or written."""
 
 
 class CapacityError(CgLocalError):

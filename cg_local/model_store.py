@@ -51,7 +51,12 @@ def cache_folder() -> Path:
 
 def models_folder() -> Path:
     """Return the folder in which a model's name is its folder's name."""
-    return _folder("CG_LOCAL_DATA", "user_data_path") / "models"
+    return data_folder() / "models"
+
+
+def data_folder() -> Path:
+    """Return the folder of what belongs to the user: named models and saved conversations."""
+    return _folder("CG_LOCAL_DATA", "user_data_path")
 
 
 def find_model(name_or_path: str | Path) -> FoundModel:

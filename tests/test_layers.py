@@ -44,6 +44,8 @@ LAYERS = (
     "attachments",
     "quant",
     "model_store",
+    "conversation",
+    "sessions",
     "answers",
     "runtime",
     "bench",
