@@ -36,6 +36,8 @@ LAYERS = (
     "threads",
     "sequence",
     "engine",
+    "kv_store",
+    "prefix_transfer",
     "generation",
     "prompts",
     "conversation",
