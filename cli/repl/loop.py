@@ -59,7 +59,8 @@ def _greet(chat: Chat) -> None:
         f"{visible_line(model.name)} ({model.scheme}), {model.max_context:,} tokens of context. "
         "/help lists the commands, Ctrl-D leaves."
     )
-    model_commands.tell_base_model(chat)
+    if not chat.settings.force:
+        model_commands.tell_base_model(chat)
 
 
 def _take(chat: Chat, line: str) -> None:
