@@ -12,15 +12,20 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PIPE_CLOSED, PROGRAM, discard_stdout
+from cg_local.cli.coercion import QuickParameters
 from cg_local.errors import CgLocalError
 
 _STANDARD_INPUT_PLACE = re.compile("-:[0-9]")
 
 
-class LazyGroup(TyperGroup):
+class QuickCommand(QuickParameters, TyperCommand):
+    """A command whose plain values cost no validators."""
+
+
+class LazyGroup(QuickParameters, TyperGroup):
     """Knows the commands by name and imports a command's module when that command is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -34,7 +39,7 @@ class LazyGroup(TyperGroup):
         function = getattr(import_module(f"cg_local.cli.{cmd_name}"), cmd_name)
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         settings = {"help_option_names": ["-h", "--help"]}
-        app.command(cmd_name, context_settings=settings, short_help=COMMANDS[cmd_name])(function)
+        app.command(cmd_name, cls=QuickCommand, context_settings=settings, short_help=COMMANDS[cmd_name])(function)
         return typer.main.get_command(app)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
