@@ -241,7 +241,9 @@ class KVStore:
         buffer = memoryview(bytearray(kind.page_bytes))
         checksums: list[int] = []
         try:
-            with open(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:
+            with open(
+                os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb"
+            ) as file:
                 file.seek(offset)
                 for number in range(num_pages):
                     if should_stop():

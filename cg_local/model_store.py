@@ -4,7 +4,8 @@ This file owns where models are looked for and the cache of the embedded model. 
 in the cache is complete from the moment it has its name, whoever wrote it and however many processes wrote at once.
 
 Environment: CG_LOCAL_CACHE is the folder for quantized copies (default: the user's cache folder of the platform),
-CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's data folder).
+CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's data folder), CG_LOCAL_STATE the folder
+of the history (default: the user's state folder).
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ def models_folder() -> Path:
 def data_folder() -> Path:
     """Return the folder of what belongs to the user: named models and saved conversations."""
     return _folder("CG_LOCAL_DATA", "user_data_path")
+
+
+def state_folder() -> Path:
+    """Return the folder of what may be lost without harm, such as the history of the questions typed."""
+    return _folder("CG_LOCAL_STATE", "user_state_path")
 
 
 def find_model(name_or_path: str | Path) -> FoundModel:

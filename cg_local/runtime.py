@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, TypeVar, overload
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
 from cg_local.config import EngineConfig, SamplingParams
+from cg_local.conversation import Conversation
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
 from cg_local.generation import stream_text
@@ -30,7 +31,7 @@ from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
 
 Notice = Callable[[str], None]
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, str]] | Conversation
 Answer = TypeVar("Answer", bound=Completion)
 
 
@@ -46,6 +47,7 @@ class LocalModel:
         scheme: "q4", "q8" or "bf16".
         max_context: tokens of prompt and answer together.
         tokenizer: text to token ids and back.
+        is_chat_model: it is tuned to answer questions; base models only continue texts.
         load_seconds: what loading took.
     """
 
@@ -54,6 +56,7 @@ class LocalModel:
         self.name, self.path, self.config, self.scheme = name, folder.path, folder.config, folder.scheme
         self.tokenizer = tokenizer
         self.max_context = engine.max_context
+        self.is_chat_model = folder.is_chat_model
         self.load_seconds = 0.0
         self._engine = engine
 
@@ -180,32 +183,50 @@ class LocalModel:
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Messages,
         *,
         params: SamplingParams | None = ...,
+        max_prompt_tokens: int | None = ...,
         stream: Literal[False] = ...,
     ) -> Completion: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, params: SamplingParams | None = ..., stream: Literal[True]
+        self,
+        messages: Messages,
+        *,
+        params: SamplingParams | None = ...,
+        max_prompt_tokens: int | None = ...,
+        stream: Literal[True],
     ) -> AnswerStream[Completion]: ...
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, params: SamplingParams | None = None, stream: bool = False
+        self,
+        messages: Messages,
+        *,
+        params: SamplingParams | None = None,
+        max_prompt_tokens: int | None = None,
+        stream: bool = False,
     ) -> Completion | AnswerStream[Completion]:
-        """Answer the last message of a conversation; for instruction-tuned models (7b-it).
+        """Answer the last message of a conversation; for instruction-tuned models (`is_chat_model`).
 
         Args:
-            messages: mappings with "role" ("system", "user", "assistant") and "content", oldest first.
+            messages: mappings with "role" ("system", "user", "assistant") and "content", oldest first; or a
+                Conversation that waits for an answer.
             params: how to sample; default greedy, at most 128 tokens.
+            max_prompt_tokens: bound on the prompt, in place of the context's without `params.max_tokens`: the answer
+                then ends where the context does.
             stream: return a stream of text pieces instead of the whole.
 
         Raises:
             PromptError, CapacityError: a malformed conversation, or no room for the last question.
         """
         params = params or SamplingParams()
-        prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=self._room(params, None))
+        room = self._room(params, None) if max_prompt_tokens is None else min(max_prompt_tokens, self.max_context - 1)
+        if isinstance(messages, Conversation):
+            prompt = messages.prompt(self.tokenizer, max_prompt_tokens=room)
+        else:
+            prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=room)
         answers = self._answer(prompt, params, self.tokenizer.chat_stop_ids)
         return answers if stream else _exhaust(answers)
 
@@ -308,7 +329,7 @@ def _open_parts(path: Path) -> tuple[ModelFolder, Tokenizer]:
 
 
 def _with_prompt(answer: Completion, prompt: Prompt) -> Completion:
-    return Completion(**{**asdict(answer), "truncated": prompt.truncated, "notice": prompt.notice})
+    return replace(answer, truncated=prompt.truncated, notice=prompt.notice, omitted_turns=prompt.omitted_turns)
 
 
 def _exhaust(stream: AnswerStream[Answer]) -> Answer:

@@ -154,9 +154,7 @@ def test_pages_of_another_model_are_a_miss(folder: Path, store: KVStore, toy_fol
     assert misses(toy_folder("mqa", "q8"), store)
 
 
-def test_pages_in_the_place_of_another_models_are_a_miss(
-    folder: Path, store: KVStore, toy_folder: FolderMaker
-) -> None:
+def test_pages_in_the_place_of_another_models_are_a_miss(folder: Path, store: KVStore, toy_folder: FolderMaker) -> None:
     """Even if a file is moved to where it would be looked for."""
     store_turn(folder, store, PROMPT[:130])
     (path,) = segments(store)
