@@ -90,7 +90,9 @@ def turn(folder: Path, options: argparse.Namespace) -> Result:
     from cg_local.kv_store import KVStore
     from cg_local.prefix_transfer import PrefixTransfer
 
-    loaded = load(folder, EngineConfig(max_context=options.history + options.question + 64, num_threads=options.threads))
+    loaded = load(
+        folder, EngineConfig(max_context=options.history + options.question + 64, num_threads=options.threads)
+    )
     engine = loaded.engine
     transfer = PrefixTransfer(engine, KVStore(Path(options.store)), "benchmark")
     random = np.random.default_rng(options.seed)

@@ -104,8 +104,8 @@ class KVStore:
 
     Args:
         folder: created with mode 0700 when something is written.
-        max_bytes: what all segments together may take; 0 neither reads nor writes. Never more than a tenth of the disk's
-            free space, the store's own counted with it.
+        max_bytes: what all segments together may take; 0 neither reads nor writes. Never more than a tenth of what is
+            free on the disk, the store's own counted with it.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:

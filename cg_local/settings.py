@@ -16,6 +16,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,20 @@ class Setting:
             ValueError: it has not the type or range; without a message.
         """
         if self.kind == "size":
-            return parsed_size(value)
+            parsed_size(value)
+            return str(value)
         types: dict[str, tuple[type, ...]] = {"text": (str,), "flag": (bool,), "whole number": (int,)}
-        if not isinstance(value, types.get(self.kind, (int, float))) or isinstance(value, bool) != (self.kind == "flag"):
+        if not isinstance(value, types.get(self.kind, (int, float))) or isinstance(value, bool) != (
+            self.kind == "flag"
+        ):
             raise ValueError
         if isinstance(value, (int, float)) and self.kind != "flag":
             is_above = self.low < value if self.is_low_open else self.low <= value
             if not (math.isfinite(value) and is_above and value <= self.high):
                 raise ValueError
             return float(value) if self.kind == "number" else value
+        if self.name == "model" and isinstance(value, str):
+            return os.path.expanduser(value)  # no shell does it here
         if self.choices and value not in self.choices:
             raise ValueError
         return value
@@ -100,28 +106,29 @@ class Setting:
         return self.judged(float(text) if self.kind == "number" else text)
 
 
-_ANSWERS = ("fill", "complete", "chat")
+COMMANDS = ("fill", "complete", "chat")
+"""Those that have defaults to be set."""
+
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
-        Setting("model", "text", _ANSWERS, "name or folder of the model"),
-        Setting("scheme", "text", _ANSWERS, "how to quantize the embedded model", choices=("q4", "q8", "bf16")),
-        Setting("threads", "whole number", _ANSWERS, "threads of the kernels", low=1),
-        Setting("kv_dtype", "text", _ANSWERS, "how K and V are kept", choices=("float16", "float32", "int8")),
-        Setting("speculation", "flag", _ANSWERS, "compute guessed tokens where that saves time"),
-        Setting("max_tokens", "whole number", _ANSWERS, "tokens to write at most", low=1),
-        Setting("temperature", "number", _ANSWERS, "0 takes the most probable token", low=0),
-        Setting("top_k", "whole number", _ANSWERS, "choose among the k most probable tokens; 0: all", low=0),
-        Setting("top_p", "number", _ANSWERS, "choose among the tokens of this probability", 0, 1, is_low_open=True),
-        Setting("min_p", "number", _ANSWERS, "drop tokens below this share of the best", 0, 1),
-        Setting("repetition_penalty", "number", _ANSWERS, "divisor of tokens seen before", 0, is_low_open=True),
-        Setting("context_tokens", "whole number", ("fill", "complete"), "tokens of the prompt at most", low=32),
-        Setting("context", "whole number", ("chat",), "tokens of the conversation and its answer at most", low=64),
-        Setting("system", "text", ("chat",), "system text of every conversation"),
-        Setting("editing_mode", "text", ("chat",), "keys of the prompt", choices=("emacs", "vi")),
+        Setting("model", "text", COMMANDS, "name or folder of the model"),
+        Setting("scheme", "text", COMMANDS, "how to quantize the embedded model", choices=("q4", "q8", "bf16")),
+        Setting("threads", "whole number", COMMANDS, "threads of the kernels", low=1),
+        Setting("kv_dtype", "text", COMMANDS, "how K and V are kept", choices=("float16", "float32", "int8")),
+        Setting("speculation", "flag", COMMANDS, "compute guessed tokens where that saves time"),
+        Setting("max_tokens", "whole number", COMMANDS, "tokens to write at most", low=1),
+        Setting("temperature", "number", COMMANDS, "0 takes the most probable token", low=0),
+        Setting("top_k", "whole number", COMMANDS, "choose among the k most probable tokens; 0: all", low=0),
+        Setting("top_p", "number", COMMANDS, "choose among the tokens of this probability", 0, 1, is_low_open=True),
+        Setting("min_p", "number", COMMANDS, "drop tokens below this share of the best", 0, 1),
+        Setting("repetition_penalty", "number", COMMANDS, "divisor of tokens seen before", 0, is_low_open=True),
+        Setting("context_tokens", "whole number", COMMANDS, "tokens of the prompt (chat: of all) at most", low=64),
+        Setting("system", "text", ("chat",), "what the model should know or be like"),
         Setting("save", "flag", ("chat",), "save conversations"),
-        Setting("history", "flag", ("chat",), "keep questions for the arrow keys of the next chat"),
-        Setting("markdown", "flag", ("chat",), "highlight answers on a terminal"),
+        Setting("vi", "flag", ("chat",), "the keys of vi instead of emacs"),
+        Setting("markdown", "flag", ("chat",), "Markdown and colours on a terminal"),
+        Setting("verbose", "flag", ("chat",), "show what each answer took"),
         Setting("kv_cache_size", "size", ("chat",), "of the folder that lets conversations go on quickly; 0: none"),
     )
 }
@@ -181,7 +188,7 @@ class Settings:
     def _take_file(self, text: str) -> None:
         document = _parsed(text, self.path)
         for key, value in document.items():
-            if isinstance(value, dict) and key in _ANSWERS:
+            if isinstance(value, dict) and key in COMMANDS:
                 for name, inner in value.items():
                     self._take(text, key, name, inner)
             else:
@@ -191,14 +198,41 @@ class Settings:
         line = _line_of(text, table, key)
         where = f"{self.path}:{line}" if line else str(self.path)
         name = f"{table}.{key}" if table else key
-        if key not in SETTINGS or (table and table not in SETTINGS[key].commands):
-            raise SettingsError(f"{where}: unknown key {name!r}{_suggestion(table, key)}")
+        _check_key(table, key, where)
         try:
             judged = SETTINGS[key].judged(value)
         except ValueError:
             shown = f"{value!r}"[:60]
             raise SettingsError(f"{where}: {name} is {shown}; give {SETTINGS[key].expected}") from None
         self._values[table, key] = SetValue(judged, where)
+
+
+def judged_text(key: str, text: str | None) -> tuple[str, str, object]:
+    """Judge a key such as "temperature" or "chat.temperature", and its value as a person types it.
+
+    Args:
+        key: what is to be set.
+        text: the value; None where there is none to be judged.
+
+    Returns:
+        Table ("" for none), name and value.
+
+    Raises:
+        SettingsError: an unknown key, or a value that it cannot have.
+    """
+    table, _, name = key.rpartition(".")
+    _check_key(table, name, key)
+    try:
+        return table, name, None if text is None else SETTINGS[name].parsed(text)
+    except ValueError:
+        raise SettingsError(f"{key} is {text!r}; give {SETTINGS[name].expected}") from None
+
+
+def _check_key(table: str, name: str, where: str) -> None:
+    is_known = name in SETTINGS and (not table or table in SETTINGS[name].commands)
+    if not is_known:
+        shown = f"{table}.{name}" if table else name
+        raise SettingsError(f"{where}: unknown key {shown!r}{_suggestion(table, name)}")
 
 
 def config_folder() -> Path:
@@ -250,17 +284,18 @@ def _read(path: Path) -> str | None:
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
-        return tomllib.loads(text)
+        document: dict[str, Any] = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as cause:
         found = re.search(r"\(at line (\d+), column \d+\)", str(cause))
         where = f"{path}:{found[1]}" if found else str(path)
         fault = str(cause).partition(" (at ")[0]
         raise SettingsError(f"{where}: not TOML ({fault}); `cg-local config edit` opens it") from cause
+    return document
 
 
 def _line_of(text: str, table: str, key: str) -> int | None:
@@ -282,6 +317,6 @@ def _line_of(text: str, table: str, key: str) -> int | None:
 
 def _suggestion(table: str, key: str) -> str:
     known = [name for name, setting in SETTINGS.items() if not table or table in setting.commands]
-    known += [] if table else list(_ANSWERS)
+    known += [] if table else list(COMMANDS)
     near = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cg_local.cli.repl.chat_state import Chat
     from cg_local.cli.repl.editor import QuestionEditor
     from cg_local.cli.repl.settings import ChatSettings
+    from cg_local.kv_store import KVStore
     from cg_local.runtime import LocalModel
     from cg_local.sessions import SavedSession
 
@@ -56,11 +57,14 @@ def chat(
         Optional[str],  # noqa: UP045
         typer.Option("--session", metavar="ID|NAME", help="Go on with a saved conversation."),
     ] = None,
-    no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing of this conversation on disk.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save/--no-save", help="Save the conversation; or keep nothing of it on disk.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Let a model answer that is not tuned for chat.")] = False,
-    vi: Annotated[bool, typer.Option("--vi", help="The keys of vi; /set vi later.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Neither Markdown nor colours.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what each answer took.")] = False,
+    vi: Annotated[bool, typer.Option("--vi/--emacs", help="The keys of vi, or of emacs; /set vi later.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown/--plain", help="Markdown and colours, or neither.")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show what each answer took.")] = False,
+    kv_cache_size: options.KvCacheSize = "4 GiB",
     scheme: options.OptionalScheme = None,
     max_tokens: MaxTokens = None,
     context_tokens: ContextTokens = CONTEXT_TOKENS,
@@ -97,21 +101,37 @@ def chat(
         seed=seed,
         max_tokens=max_tokens,
         verbose=verbose,
-        markdown=not plain,
+        markdown=markdown,
         vi=vi,
         force=force,
     )
 
     def load(name: str) -> LocalModel:
-        return load_model(name, scheme, context_tokens, threads, kv_dtype, speculation)
+        loaded = load_model(name, scheme, context_tokens, threads, kv_dtype, speculation)
+        if save:
+            loaded.use_kv_store(kv_store(kv_cache_size))
+        return loaded
 
     saved = _saved_session(session or ("last" if continue_last else None))
     name = model or (saved.model if saved is not None and saved.model else default_model())
-    talk = _begin(load, name, settings, is_plain=plain, is_saved=not no_save)
+    talk = _begin(load, name, settings, is_plain=not markdown, is_saved=save)
     if saved is None and system:
         talk.conversation.system = system
     _attach(talk, file or [])
     _run(talk, saved, system)
+
+
+def kv_store(size: str) -> KVStore:
+    """Return the store of K and V in the user's cache folder.
+
+    Args:
+        size: what it may take, such as "4 GiB"; "0" for nothing.
+    """
+    from cg_local.kv_store import KVStore
+    from cg_local.model_store import kv_folder
+    from cg_local.settings import parsed_size
+
+    return KVStore(kv_folder(), max_bytes=parsed_size(size))
 
 
 def default_model() -> str:
