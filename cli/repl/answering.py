@@ -235,6 +235,6 @@ def figures(result: Completion) -> str:
     speed = result.decode_tokens_per_second
     rate = f" at {speed:.1f} tokens/s" if speed is not None else ""
     return (
-        f"{result.num_tokens:,} tokens{rate}; prompt {result.prompt_tokens:,} tokens, {result.cached_tokens:,} from the "
-        f"cache, {computed:,} computed in {result.prefill_seconds:.2f} s"
+        f"{result.num_tokens:,} tokens{rate}; prompt {result.prompt_tokens:,} tokens, {result.cached_tokens:,} from "
+        f"the cache, {computed:,} computed in {result.prefill_seconds:.2f} s"
     )

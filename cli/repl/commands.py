@@ -26,7 +26,7 @@ class Command:
         summary: what it does, in a few words.
         run: does it, given what stands behind the name.
         aliases: other names.
-        completes: what its argument is, for completion: "path", "model", "setting", "topic", "session", "command" or "".
+        completes: what its argument is: "path", "model", "setting", "topic", "session", "command", or "" for a text.
     """
 
     name: str

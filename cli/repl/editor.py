@@ -1,7 +1,7 @@
 """Where questions are typed: keys, completion, history, status line.
 
-This file owns the keys. It neither runs commands nor knows what a question is for. Invariant: the text of a question can
-be edited as a whole until it is sent, and nothing that was typed or pasted is sent line by line.
+This file owns the keys. It neither runs commands nor knows what a question is for. Invariant: the text of a question
+can be edited as a whole until it is sent, and nothing that was pasted is sent line by line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The questions typed before, on disk.
 
-This file owns their file: one JSON string a line, readable only by the user. Invariant: a line is appended in one write,
-so that two processes never mix theirs, and whatever cannot be read or written costs the history only.
+This file owns their file: one JSON string a line, readable only by the user. Invariant: a line is appended in one
+write, so that two processes never mix theirs, and whatever cannot be read or written costs the history only.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ ends the chat, and nothing leaves it but the end of input.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ def _greet(chat: Chat) -> None:
         f"{visible_line(model.name)} ({model.scheme}), {model.max_context:,} tokens of context. "
         "/help lists the commands, Ctrl-D leaves."
     )
-    model_commands.tell_base_model(chat)
+    if not chat.settings.force:
+        model_commands.tell_base_model(chat)
 
 
 def _take(chat: Chat, line: str) -> None:
@@ -100,6 +102,12 @@ def _guard(chat: Chat, action: Callable[[], None]) -> None:
         chat.screen.error(f"{place}{error.strerror or error}")
     except MemoryError:
         chat.screen.error("The machine has not enough memory left for this.")
+    except Exception as error:  # the edge of the chat: what was said so far must outlive a fault of ours
+        if "--debug" in sys.argv:
+            raise
+        if chat.conversation.is_waiting:
+            chat.next_text = chat.conversation.undo() or ""
+        chat.screen.error(f"internal error ({type(error).__name__}: {error}); run again with --debug and report it")
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):
             chat.screen.note("Stopped.")

@@ -82,9 +82,8 @@ class MarkdownStream:
         """Write what is final of the line under way."""
         if self._fence is not None:
             self._advance_code(self._fence)
-        elif self._inline is None and self._verbatim is None:
-            if _UNDECIDED.fullmatch(self._line) is None:
-                self._begin_line()
+        elif self._inline is None and self._verbatim is None and not _UNDECIDED.fullmatch(self._line):
+            self._begin_line()
         if self._fence is None:
             self._feed()
 

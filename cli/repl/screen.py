@@ -1,7 +1,7 @@
 """The terminal below the questions: answers, notes, progress.
 
 This file owns what is written to the terminal while no question is edited. Invariant: everything goes through one
-output, the progress line is gone before anything else is written, and keys pressed meanwhile are neither shown nor lost.
+output, the progress line is gone before anything else is written, and keys pressed meanwhile are not shown, yet kept.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from prompt_toolkit.output import create_output
+from rich.cells import cell_len
 
 from cg_local.cli.repl.ink import COLORS, PLAIN, Ink, ink_level
+from cg_local.cli.repl.markdown_inline import Span
+from cg_local.cli.repl.word_wrapper import WordWrapper
 from cg_local.cli.terminal_text import visible_text
 
 PROGRESS_SECONDS = 0.4
@@ -61,7 +64,14 @@ class Screen:
     def say(self, text: str = "", *kinds: str) -> None:
         """Write a line of the program's own; what a model or file wrote in it is made fit."""
         for line in visible_text(text).split("\n"):
-            self.write(self.ink.draw(line, *kinds) + "\n")
+            columns = self.columns()
+            if columns and cell_len(line) >= columns:
+                words = WordWrapper(self.write, self.columns, self.ink)
+                words.begin()
+                words.put([Span(line, kinds)])
+                words.end()
+            else:
+                self.write(self.ink.draw(line, *kinds) + "\n")
 
     def note(self, text: str) -> None:
         """Tell something in passing."""

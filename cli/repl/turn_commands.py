@@ -1,4 +1,4 @@
-"""Commands on the turns of a conversation: regenerate, undo, edit, clear, the system text, and on saved conversations."""
+"""Commands on a conversation: regenerate, undo, edit, clear, the system text; and those on saved ones."""
 
 from __future__ import annotations
 
