@@ -53,6 +53,8 @@ LAYERS = (
     "runtime",
     "bench",
     "settings",
+    "question",
+    "templates",
     "cli",
 )
 # Stands beside the order: nothing else imports it.
