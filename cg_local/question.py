@@ -107,8 +107,8 @@ def fit(
     shown = f"{count:,}" if is_exact else f"about {count:,}"
     if not may_cut:
         raise PromptError(
-            f"the question has {shown} tokens, {limit:,} fit; name lines with -f FILE:A-B, send less, or let --truncate "
-            "leave out the middle"
+            f"the question has {shown} tokens, {limit:,} fit; name lines with -f FILE:A-B, send less, or let "
+            "--truncate leave out the middle"
         )
     rest, _ = count_up_to(tokenizer, render(_with_longest(question, "")), limit)
     shortened = _with_longest(question, excerpt(tokenizer, _longest(question)[1], limit - rest))

@@ -112,8 +112,8 @@ BUILT_IN: Mapping[str, Template] = {
         Template(
             "docstring",
             "Write {{style|the usual style of}} documentation comments for every function and class of this "
-            "{{language|code}} that has none: what it does, its arguments, results and errors. Change nothing else, and "
-            "answer with the whole code in one code block.\n\n{{fenced}}",
+            "{{language|code}} that has none: what it does, its arguments, results and errors. Change nothing else, "
+            "and answer with the whole code in one code block.\n\n{{fenced}}",
             "code with documentation comments; --var style=NAME",
         ),
         Template(

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-import click
 import typer
 
 from cg_local.cli import options
@@ -64,6 +63,7 @@ ContextTokens = Annotated[
 
 
 def chat(
+    context: typer.Context,
     question: Question = None,
     system: System = None,
     file: Files = None,
@@ -139,7 +139,7 @@ def chat(
         return loaded
 
     saved = _saved_session(session or ("last" if continue_last else None))
-    name = _model_name(model, saved)
+    name = _model_name(context, model, saved)
     if prepared is not None:
         recorder = _recorder(name, notice) if save else None
         answer_once(prepared, request, _answerer(load(name), saved, recorder, max_tokens, sampling))
@@ -154,10 +154,10 @@ def chat(
     _run(talk, saved, system)
 
 
-def _model_name(model: str | None, saved: SavedSession | None) -> str:
+def _model_name(context: typer.Context, model: str | None, saved: SavedSession | None) -> str:
     """Return the model of the command line, of the saved conversation, of the settings, or the built-in one."""
-    source = click.get_current_context().get_parameter_source("model")
-    if saved is not None and saved.model and source is not click.core.ParameterSource.COMMANDLINE:
+    source = context.get_parameter_source("model")
+    if saved is not None and saved.model and (source is None or source.name != "COMMANDLINE"):
         return saved.model
     return model or default_model()
 

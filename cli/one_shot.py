@@ -244,19 +244,23 @@ def staged_changes() -> str:
     """Return `git diff --staged` of the current folder.
 
     Raises:
-        SourceFileError: no git, no repository, or nothing is staged.
+        SourceFileError: no git, no work tree, or nothing is staged.
     """
-    command = ["git", "diff", "--staged", "--no-color", "--no-ext-diff"]
+    if _git("rev-parse", "--is-inside-work-tree").strip() != b"true":
+        raise SourceFileError("git: not inside a work tree; go into one, or pipe the changes in")
+    changes = _git("diff", "--staged", "--no-color", "--no-ext-diff")
+    if not changes.strip():
+        raise SourceFileError("git diff --staged: no change is staged; `git add` some, or pipe the changes in")
+    return changes.decode("utf-8", "replace")
+
+
+def _git(*arguments: str) -> bytes:
+    """Return what git writes; nothing where it fails."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(["git", *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as cause:
         raise SourceFileError(f"git: cannot be started ({cause.strerror}); pipe the changes in") from cause
-    if done.returncode:
-        fault = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
-        raise SourceFileError(f"git diff --staged: {fault or 'failed'}; go into a work tree, or pipe the changes in")
-    if not done.stdout.strip():
-        raise SourceFileError("git diff --staged: no change is staged; `git add` some, or pipe the changes in")
-    return done.stdout.decode("utf-8", "replace")
+    return done.stdout if done.returncode == 0 else b""
 
 
 def _piped() -> str:
