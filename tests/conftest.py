@@ -19,6 +19,12 @@ HOME_VARIABLES = (
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"),
 )
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that records the screens of the chat anew."""
+    parser.addoption("--record-screens", action="store_true", help="write tests/screens anew, instead of comparing")
+
+
 FolderMaker = Callable[[str, str], Path]
 
 

@@ -8,7 +8,6 @@ engine took from the wrong place, or lost, changes the answer.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cg_local.attachments import Attachment
+from cg_local.cli.terminal_text import visible_line
 from cg_local.code_blocks import CodeBlock, code_blocks
 from cg_local.conversation import Conversation
 from cg_local.memory import readable_size, resident_bytes
@@ -76,6 +78,11 @@ class Chat:
     omitted_turns: int = 0
     totals: Totals = field(default_factory=Totals)
 
+    @property
+    def model_name(self) -> str:
+        """What the model is called on the screen: its name, or the last part of its path."""
+        return visible_line(Path(self.model.name).name or self.model.name)
+
     def params(self) -> SamplingParams:
         """Return the settings as the engine takes them."""
         from cg_local.config import SamplingParams
@@ -118,7 +125,7 @@ class Chat:
     def status(self, columns: int) -> str:
         """Return the status line: as many of its parts as fit, the most important first."""
         used, room = self.used_tokens(), self.model.max_context
-        parts = [self.model.name, f"{used:,} of {room:,} tokens ({100 * used // room} %)"]
+        parts = [self.model_name, f"{used:,} of {room:,} tokens ({100 * used // room} %)"]
         if self.attachments:
             parts.append(f"{len(self.attachments)} attached")
         if self.last is not None and self.last.decode_tokens_per_second is not None:

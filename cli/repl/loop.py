@@ -17,7 +17,6 @@ from cg_local.cli.repl.blocks_of_lines import without_marks
 from cg_local.cli.repl.chat_state import Chat
 from cg_local.cli.repl.command_table import COMMANDS
 from cg_local.cli.repl.file_commands import attach_to
-from cg_local.cli.terminal_text import visible_line
 from cg_local.errors import CgLocalError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
 def _greet(chat: Chat) -> None:
     model = chat.model
     chat.screen.say(
-        f"{visible_line(model.name)} ({model.scheme}), {model.max_context:,} tokens of context. "
+        f"{chat.model_name} ({model.scheme}), {model.max_context:,} tokens of context. "
         "/help lists the commands, Ctrl-D leaves."
     )
     if not chat.settings.force:

@@ -158,7 +158,7 @@ def stats(chat: Chat, argument: str) -> None:
 def model(chat: Chat, argument: str) -> None:
     """Show the models that there are, or go on with another one."""
     if not argument:
-        chat.screen.say(f"{visible_line(chat.model.name)} ({chat.model.scheme})")
+        chat.screen.say(f"{chat.model_name} ({chat.model.scheme})")
         others = [name for name in known_models() if name != chat.model.name]
         chat.screen.note(f"/model NAME changes it; there are: {', '.join(others)}" if others else "There is no other.")
         return
@@ -169,7 +169,7 @@ def model(chat: Chat, argument: str) -> None:
         return
     chat.model = loaded
     chat.last, chat.omitted_turns = None, 0
-    chat.screen.note(f"{visible_line(loaded.name)} ({loaded.scheme}) answers from here on.")
+    chat.screen.note(f"{chat.model_name} ({loaded.scheme}) answers from here on.")
     tell_base_model(chat)
 
 
@@ -187,7 +187,7 @@ def tell_base_model(chat: Chat) -> None:
     """Say that a model is not tuned for chat, if so."""
     if not chat.model.is_chat_model:
         chat.screen.warn(
-            f"{visible_line(chat.model.name)} is a base model, not tuned for chat: it continues texts. `cg-local "
+            f"{chat.model_name} is a base model, not tuned for chat: it continues texts. `cg-local "
             "complete` and /complete TEXT do that, /fill FILE:LINE fills gaps; /set force lets it answer anyway."
         )
 
