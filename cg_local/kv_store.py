@@ -104,8 +104,8 @@ class KVStore:
 
     Args:
         folder: created with mode 0700 when something is written.
-        max_bytes: what all segments together may take; 0 neither reads nor writes. Never more than a tenth of the disk's
-            free space, the store's own counted with it.
+        max_bytes: what all segments together may take; 0 neither reads nor writes. Never more than a tenth of what is
+            free on the disk, the store's own counted with it.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -286,15 +286,18 @@ def _look_up(path: Path, kind: PageKind, packed: bytes, place: int) -> StoredPag
         with path.open("rb") as file:
             head = file.read(_HEADER.size)
             if len(head) < _HEADER.size:
-                return _discard(path, "cut in its header")
+                _discard(path, "cut in its header")
+                return None
             magic, digest, page_size, page_bytes, first, num_pages, offset = _HEADER.unpack(head)
             expected = _MAGIC, kind.digest, kind.page_size, kind.page_bytes, place
             if (magic, digest, page_size, page_bytes, first) != expected:
-                return _discard(path, "of another kind")
+                _discard(path, "of another kind")
+                return None
             size = os.fstat(file.fileno()).st_size
             token_bytes = 4 * page_size * (first + num_pages)
             if size != offset + num_pages * page_bytes or _HEADER.size + token_bytes + 4 * num_pages + 4 > offset:
-                return _discard(path, "cut")
+                _discard(path, "cut")
+                return None
             rest = file.read(token_bytes + 4 * num_pages + 4)
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
@@ -302,7 +305,8 @@ def _look_up(path: Path, kind: PageKind, packed: bytes, place: int) -> StoredPag
         return None
     *checksums, own = struct.unpack(f"<{num_pages + 1}I", rest[token_bytes:])
     if zlib.crc32(rest[:-4], zlib.crc32(head)) != own:
-        return _discard(path, "its header is damaged")
+        _discard(path, "its header is damaged")
+        return None
     fitting = _num_same_pages(rest, packed, 4 * page_size, first + num_pages) - first
     if fitting <= 0:
         return None

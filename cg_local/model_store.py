@@ -50,6 +50,11 @@ def cache_folder() -> Path:
     return _folder("CG_LOCAL_CACHE", "user_cache_path")
 
 
+def kv_folder() -> Path:
+    """Return the folder of K and V that lets conversations go on quickly."""
+    return cache_folder() / "kv"
+
+
 def models_folder() -> Path:
     """Return the folder in which a model's name is its folder's name."""
     return data_folder() / "models"

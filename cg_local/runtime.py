@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ from cg_local.model_store import FoundModel, Progress, find_model, ready_folder,
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from cg_local.kv_store import KVStore
+    from cg_local.prefix_transfer import PrefixTransfer
 
 Notice = Callable[[str], None]
 Messages = Sequence[Mapping[str, str]] | Conversation
@@ -59,6 +63,8 @@ class LocalModel:
         self.is_chat_model = folder.is_chat_model
         self.load_seconds = 0.0
         self._engine = engine
+        self._transfer: PrefixTransfer | None = None
+        self._last_chat: tuple[list[int], AnswerStream[Completion]] | None = None
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits after each token, float32 [num_tokens, vocab_size].
@@ -227,8 +233,37 @@ class LocalModel:
             prompt = messages.prompt(self.tokenizer, max_prompt_tokens=room)
         else:
             prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=room)
+        if self._transfer is not None:
+            self._transfer.restore(prompt.token_ids)
         answers = self._answer(prompt, params, self.tokenizer.chat_stop_ids)
+        self._last_chat = prompt.token_ids, answers
         return answers if stream else _exhaust(answers)
+
+    def use_kv_store(self, store: KVStore) -> None:
+        """Let chat prompts find the K and V that an earlier process left on disk; the answers stay the same.
+
+        Args:
+            store: where they lie; `save_prefix` writes there.
+        """
+        from cg_local.prefix_transfer import PrefixTransfer
+
+        self._transfer = PrefixTransfer(self._engine, store, self.name)
+
+    def save_prefix(self, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Write K and V of the last chat prompt and its answer to the store, as far as they are new there.
+
+        To be called when the answer has been shown; nothing else may use the model meanwhile.
+
+        Args:
+            should_stop: asked before each page of 16 tokens; what is written until then is kept.
+
+        Returns:
+            Bytes written; 0 without a store, and where the disk could not be written.
+        """
+        if self._transfer is None or self._last_chat is None:
+            return 0
+        prompt_ids, answers = self._last_chat
+        return self._transfer.save([*prompt_ids, *answers.token_ids], should_stop)
 
     @property
     def _end_ids(self) -> frozenset[int]:

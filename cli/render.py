@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from cg_local.cli.app import INTERRUPTED, PROGRAM
+from cg_local.cli.app import INTERRUPTED, PROGRAM, discard_stdout
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Completion
@@ -41,10 +41,21 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Write text to stdout as UTF-8, whatever the locale, without translating line breaks."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
-    sys.stdout.buffer.flush()
+    """Write text to stdout as UTF-8, whatever the locale, without translating line breaks.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        OSError: a full disk, for one; names standard output as the file.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as cause:
+        discard_stdout()
+        raise OSError(cause.errno, cause.strerror, "standard output") from cause
 
 
 class Status:

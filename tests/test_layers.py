@@ -19,6 +19,7 @@ LAYERS = (
     "config",
     "packing",
     "safetensors_file",
+    "atomic_file",
     "atomic_folder",
     "model_folder",
     "model_folder_writer",
@@ -51,6 +52,9 @@ LAYERS = (
     "answers",
     "runtime",
     "bench",
+    "settings",
+    "question",
+    "templates",
     "cli",
 )
 # Stands beside the order: nothing else imports it.

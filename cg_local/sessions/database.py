@@ -253,7 +253,7 @@ def _writable(path: Path) -> sqlite3.Connection:
 
 def _read_only(path: Path) -> sqlite3.Connection:
     if not path.is_file():
-        raise FileNotFoundError(2, "no conversation is saved yet", str(path))
+        raise SessionError(f"{path}: no conversation is saved yet; `cg-local chat` begins one")
     place = path.resolve().as_uri()
     for parameters in ("mode=ro", "immutable=1"):  # a folder that cannot be written takes no shared memory of a log
         connection = sqlite3.connect(
