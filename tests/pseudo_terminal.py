@@ -20,7 +20,7 @@ import pyte
 from command_line import environment
 
 SCRIPTED_CHAT = Path(__file__).with_name("scripted_chat.py")
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A"
 STATUS = re.compile(r" [^ ]+ · [0-9,]+ (of|tokens)")
 
