@@ -124,6 +124,11 @@ class Terminal:
         """Return the lines of the screen, without space at their ends and without empty lines at its end."""
         return _stripped(self._screen.display)
 
+    def cells(self) -> list[list[Any]]:
+        """Return the characters of the screen with their styles, by row and column."""
+        columns = range(self._screen.columns)
+        return [[self._screen.buffer[row][column] for column in columns] for row in range(self._screen.lines)]
+
     def everything(self) -> list[str]:
         """Return the screen and what has scrolled off it."""
         top = [_line(row, self._screen.columns) for row in self._screen.history.top]

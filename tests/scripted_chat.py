@@ -102,9 +102,12 @@ class ScriptedModel:
     def _turns(self, token_ids: list[int]) -> list[list[int]]:
         """The turns, each from behind its start; the last one is the answer under way."""
         starts = [place for place, token in enumerate(token_ids) if token == self.tokenizer.start_of_turn_id]
-        return [token_ids[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(token_ids)], strict=True)]
+        return [token_ids[a + 1 : b] for a, b in zip(starts, [*starts, len(token_ids)][1:], strict=True)]
 
     def _next(self, token_ids: list[int]) -> int:
+        if self.tokenizer.fim_middle_id in token_ids:
+            answer = [*self.tokenizer.encode("filled in"), self.tokenizer.end_of_turn_id]
+            return answer[len(token_ids) - token_ids.index(self.tokenizer.fim_middle_id) - 1]
         turns = self._turns(token_ids)
         if len(turns) < 2:
             return self.tokenizer.end_of_turn_id

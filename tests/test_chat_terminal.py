@@ -46,7 +46,7 @@ def running(model: Path, home: Path) -> Iterator[Terminal]:
     terminal = scripted_chat(model, home, variables={"VISUAL": str(editor)})
     terminal.wait_for_prompt()
     yield terminal
-    terminal.type(CTRL_D)
+    terminal.type("x", CTRL_C, CTRL_D)
     assert terminal.wait_for_end() == 0
 
 

@@ -122,6 +122,9 @@ def follow(stream: AnswerStream[Answer], view: AnswerView, screen: Screen, on_pi
                 shown += len(piece)
                 on_piece(piece)
         except KeyboardInterrupt:
+            pass
+        finally:
+            # After a fault of any kind too: a sequence left behind would be in the way of the next answer.
             stream.close()
         end_progress()
         rest = stream.result.text[shown:]  # what an interrupt kept from being shown

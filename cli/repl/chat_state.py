@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cg_local.attachments import Attachment
 from cg_local.cli.terminal_text import visible_line
 from cg_local.code_blocks import CodeBlock, code_blocks
-from cg_local.conversation import Conversation
+from cg_local.conversation import Conversation, Message
 from cg_local.memory import readable_size, resident_bytes
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Chat:
     extra_blocks: list[CodeBlock] | None = None
     omitted_turns: int = 0
     totals: Totals = field(default_factory=Totals)
+    _counted: tuple[tuple[Message, ...], int] = ((), 0)
 
     @property
     def model_name(self) -> str:
@@ -118,9 +119,12 @@ class Chat:
 
     def used_tokens(self) -> int:
         """Return how much of the context the conversation takes."""
-        if self.last is None:
-            return 0
-        return self.last.prompt_tokens + self.last.num_tokens
+        if self.last is not None:
+            return self.last.prompt_tokens + self.last.num_tokens
+        messages = self.conversation.messages
+        if self._counted[0] != messages:
+            self._counted = messages, sum(self.conversation.count_tokens(self.model.tokenizer))
+        return self._counted[1]
 
     def status(self, columns: int) -> str:
         """Return the status line: as many of its parts as fit, the most important first."""
