@@ -8,6 +8,7 @@ shown instead of sent (`terminal_text`).
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -67,7 +68,8 @@ class Status:
 
     def __init__(self) -> None:
         """Start with nothing shown."""
-        self._is_terminal = sys.stderr.isatty()
+        # A dumb terminal would show the sequences that take the line away.
+        self._is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._lock = threading.Lock()
         self._is_shown = False
 

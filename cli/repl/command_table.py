@@ -7,15 +7,23 @@ from cg_local.cli.repl.chat_state import Chat
 from cg_local.cli.repl.commands import Command, CommandTable
 
 KEYS = '''\
-Enter              sends            Alt-Enter, Ctrl-J   break the line (or \\ at its end)
-Ctrl-C             stops an answer and keeps it; empties the line     Ctrl-D   leaves
-Ctrl-G             opens $VISUAL or $EDITOR         Ctrl-R       searches what was typed before
-Up, Down           previous and next question       Tab          completes commands, paths, models
-Ctrl-A, Ctrl-E     start and end of the line        Alt-B, Alt-F word back and forth
-Ctrl-K, Ctrl-U     delete to the end, to the start  Ctrl-W       delete a word
-Ctrl-L             clears the screen                Ctrl-Z       suspends
-"""                begins and ends a text of several lines; so do !multi and !end
-/set vi            the keys of vi'''
+Enter              sends
+Alt-Enter, Ctrl-J  break the line; so does Enter behind \\
+Ctrl-C             stops an answer; empties the line
+Ctrl-D             leaves
+Ctrl-G             opens $VISUAL or $EDITOR
+Ctrl-R             searches what was typed
+Up, Down           previous and next question
+Tab                completes commands and paths
+Ctrl-A, Ctrl-E     start and end of the line
+Alt-B, Alt-F       a word back, a word forth
+Ctrl-K, Ctrl-U     delete to the end, the start
+Ctrl-W             deletes a word
+Ctrl-L             clears the screen
+Ctrl-Z             suspends
+"""                begins and ends several lines; so
+                   do !multi and !end
+/set vi            chooses the keys of vi'''
 
 
 def show_help(chat: Chat, argument: str) -> None:
