@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cg_local.errors import SessionError
+from cg_local.errors import SessionBusyError, SessionDamageError, SessionError
 from cg_local.model_store import data_folder
 
 BUSY_SECONDS = 5.0
@@ -63,18 +63,6 @@ MIGRATIONS: tuple[str, ...] = (
 def database_path() -> Path:
     """Return where the database lies, or will lie."""
     return data_folder() / "sessions" / "sessions.db"
-
-
-class SessionBusyError(SessionError):
-    """Another process holds the lock of the database longer than one can wait."""
-
-
-class SessionDamageError(SessionError):
-    """The file is no database any more, or a broken one."""
-
-
-class RevisionError(SessionError):
-    """Another process changed or removed the conversation since it was read."""
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
