@@ -153,6 +153,7 @@ class SessionRecorder:
         if self._store is None:
             self._identity = identity_of(self._path)
             self._store = SessionStore(self._path)
+            self._identity = identity_of(self._path)  # it may have been created
         self._store.wait_for_locks(wait_seconds)
 
     def _save_state(self) -> None:
