@@ -172,7 +172,7 @@ def test_sizes(text: object, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "4 Gi", "1e3", -1, True, 1.5, None])
 def test_no_sizes(text: object) -> None:
-    with pytest.raises(ValueError, match="^$|could not convert"):
+    with pytest.raises(ValueError, match=r"^$|could not convert"):
         parsed_size(text)
 
 
