@@ -1,7 +1,8 @@
 """How answers, notices and progress reach a person.
 
 This file owns what goes to stdout and what to stderr. Invariant: the bytes on stdout are the same for a terminal and
-for a pipe, but for a line break that ends the last line on a terminal.
+for a pipe, but that on a terminal a line break ends the last line, and characters that would steer or deceive it are
+shown instead of sent (`terminal_text`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from cg_local.cli.app import INTERRUPTED, PROGRAM, discard_stdout
+from cg_local.cli.terminal_text import TerminalFilter, visible_text
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Completion
@@ -31,7 +33,9 @@ _COMPILING = "(a first run compiles the kernels: about a minute)"
 
 def notice(text: str) -> None:
     """Tell the person something, on stderr."""
-    sys.stderr.write(f"{PROGRAM}: {text}\n")
+    # Names of files and models may hold anything.
+    shown = visible_text(text) if sys.stderr.isatty() else text
+    sys.stderr.write(f"{PROGRAM}: {shown}\n")
     sys.stderr.flush()
 
 
@@ -123,12 +127,13 @@ class AnswerWriter:
         """
         self._newline, self._is_silent = newline, is_silent
         self._is_terminal = sys.stdout.isatty()
+        self._filter = TerminalFilter()
         self._written = self._pending = ""
 
     def write(self, text: str) -> None:
         """Take a piece of the answer."""
         self._written += text
-        self._pending += text
+        self._pending += self._filter.push(text) if self._is_terminal else text
         if self._is_terminal:
             self._flush()
 

@@ -98,7 +98,7 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> None:
         """Read until the screen shows a pattern."""
-        self.wait(lambda: re.search(pattern, "\n".join(self.screen())) is not None, pattern)
+        self.wait(lambda: re.search(pattern, "\n".join(self.screen()), re.MULTILINE) is not None, pattern)
 
     def wait_for_prompt(self, number: int = 1) -> None:
         """Read until so many prompts have been shown, and the last one with its status line stands there."""

@@ -74,7 +74,6 @@ class ScriptedModel:
     def __init__(self, folder: ModelFolder, *, activations: str = "int8") -> None:
         self.folder, self.config, self.activations = folder, folder.config, activations
         self.tokenizer = Tokenizer.from_file(folder.tokenizer_path)
-        self._pages: dict[int, dict[int, int]] = {}
 
     def forward(
         self,
@@ -85,17 +84,19 @@ class ScriptedModel:
     ) -> NDArray[np.float32]:
         logits = np.zeros((len(rows), self.config.vocab_size), np.float32)
         for span in spans:
-            size, pages = cache.page_size, span.block_table
-            for place in range(span.num_tokens):
-                position = span.first_position + place
-                token = int(token_ids[span.start + place])
-                self._pages.setdefault(int(pages[position // size]), {})[position % size] = token
+            end = span.first_position + span.num_tokens
+            positions = np.arange(end)
+            # A token is kept where the first column of its key would be, in all that is copied, stored and restored.
+            line = cache.keys[0, :, 0, 0, :]
+            places = span.block_table[positions // cache.page_size], positions % cache.page_size
+            new = places[0][span.first_position :], places[1][span.first_position :]
+            line[new] = token_ids[span.start : span.start + span.num_tokens]
+            text = line[places].tolist()
             for number, row in enumerate(rows):
-                if span.start <= row < span.start + span.num_tokens:
-                    end = span.first_position + int(row) - span.start + 1
-                    text = [self._pages[int(pages[p // size])][p % size] for p in range(end)]
-                    logits[number, self._next(text)] = 50.0
-            self._take_time(span, pages, size)
+                place = int(row) - span.start
+                if 0 <= place < span.num_tokens:
+                    logits[number, self._next(text[: span.first_position + place + 1])] = 50.0
+            self._take_time(text, span.num_tokens)
         return logits
 
     def _turns(self, token_ids: list[int]) -> list[list[int]]:
@@ -112,12 +113,11 @@ class ScriptedModel:
         answer = [*self.tokenizer.encode(answer_to(question, len(turns) - 2)), self.tokenizer.end_of_turn_id]
         return answer[min(len(turns[-1]) - len(opening), len(answer) - 1)]
 
-    def _take_time(self, span: SequenceSpan, pages: NDArray[np.int32], size: int) -> None:
-        text = [self._pages[int(pages[p // size])][p % size] for p in range(span.first_position + span.num_tokens)]
+    def _take_time(self, text: list[int], num_tokens: int) -> None:
         turns = self._turns(text)
         question = self.tokenizer.decode(turns[-2] if len(turns) > 1 else text).strip().split("\n")[-1]
         seconds = SLOW_TOKEN_SECONDS if question.startswith("count") else TOKEN_SECONDS
-        if question.startswith("slow") and span.num_tokens > 1:
+        if question.startswith("slow") and num_tokens > 1:
             seconds = SLOW_PREFILL_SECONDS
         end = time.monotonic() + seconds
         while time.monotonic() < end:

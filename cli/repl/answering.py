@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cg_local.cli.repl.markdown_stream import MarkdownStream
 from cg_local.cli.repl.screen import silent_keys
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cg_local.cli.repl.chat_state import Chat
     from cg_local.cli.repl.screen import Screen
     from cg_local.config import SamplingParams
+
+    Answer = TypeVar("Answer", bound=Completion)
 
 COMPILING_SECONDS = 5.0
 """When nothing has been computed for so long, kernels are probably being compiled."""
@@ -97,9 +99,7 @@ class AnswerView:
             self._write("\n")
 
 
-def follow(
-    stream: AnswerStream[Completion], view: AnswerView, screen: Screen, on_piece: Callable[[str], None]
-) -> Completion:
+def follow(stream: AnswerStream[Answer], view: AnswerView, screen: Screen, on_piece: Callable[[str], None]) -> Answer:
     """Compute, show and save an answer piece by piece, until it ends or is interrupted.
 
     Args:
@@ -131,7 +131,7 @@ def follow(
     return stream.result
 
 
-def _reading(stream: AnswerStream[Completion]) -> Callable[[float], str]:
+def _reading(stream: AnswerStream[Answer]) -> Callable[[float], str]:
     """Describe how far the reading of the prompt is."""
     cached = stream.prompt_progress[0]
 

@@ -12,12 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 MAX_SEQUENCE_BYTES = 74_994
 """Of text: several terminals drop a longer OSC 52; source: hterm's and xterm's bound of 100,000 base64 digits."""
 
-_PROGRAMS = {
+_PROGRAMS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "darwin": (("pbcopy",),),
     "win32": (("clip",),),
 }
@@ -51,7 +51,7 @@ def _commands() -> list[tuple[str, ...]]:
     """The programs that reach this machine's own clipboard; over ssh only the terminal does."""
     if os.environ.get("SSH_CONNECTION"):
         return []
-    commands = list(_PROGRAMS.get(sys.platform, ()))
+    commands: list[tuple[str, ...]] = list(_PROGRAMS.get(sys.platform, ()))
     if not commands:
         commands = [command for variable, command in _UNIX_PROGRAMS if os.environ.get(variable)]
     return [command for command in commands if shutil.which(command[0])]

@@ -7,12 +7,13 @@ an earlier one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cg_local.cli.repl.ink import PLAIN, Ink
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
+    from rich.style import Style
     from rich.syntax import SyntaxTheme
 
 MAX_CONTEXT_LINES = 300
@@ -70,9 +71,9 @@ class CodeHighlighter:
                 found.append((token, text[max(skip - place, 0) :]))
         return found
 
-    def _style(self, token: object) -> object:
+    def _style(self, token: Any) -> Style:
         assert self._theme is not None
-        return self._theme.get_style_for_token(token)  # type: ignore[arg-type]
+        return self._theme.get_style_for_token(token)
 
 
 def _lexer(language: str) -> Lexer | None:

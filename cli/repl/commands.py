@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cg_local.cli.repl.chat_state import Chat
+from cg_local.errors import PromptError
 
 Run = Callable[[Chat, str], None]
 
@@ -62,7 +63,7 @@ class CommandTable:
         A text that begins with a path ("/etc/hosts says ...") is a question; so is what begins with a space.
 
         Raises:
-            LookupError: it reads like a command and is none; the message says what it could be.
+            PromptError: it reads like a command and is none; the message says what it could be.
         """
         word, _, rest = text.partition(" ") if "\n" not in text.partition(" ")[0] else text.partition("\n")
         if text.strip().lower() in ("exit", "quit"):
@@ -76,7 +77,7 @@ class CommandTable:
             return None
         near = difflib.get_close_matches(word.lower(), self.names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "/help lists the commands."
-        raise LookupError(f"{word} is no command; {hint} A space before it sends it as a question.")
+        raise PromptError(f"{word} is no command; {hint} A space before it sends it as a question.")
 
     def help(self, columns: int) -> str:
         """Return a line for each command, as wide as the terminal allows."""

@@ -144,9 +144,12 @@ class TerminalEditor:
 
         @bindings.add("c-c", filter=is_editing)
         def _interrupt(event: KeyPressEvent) -> None:
-            if not event.current_buffer.text:
+            buffer = event.current_buffer
+            if not buffer.text:
                 event.app.exit(exception=KeyboardInterrupt)
-            event.current_buffer.reset()
+            # `reset` would forget the history until the next prompt.
+            buffer.history_forward(count=1 << 20)
+            buffer.text = ""
 
         @bindings.add("c-l")
         def _clear(event: KeyPressEvent) -> None:

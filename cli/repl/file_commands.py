@@ -6,6 +6,7 @@ import glob as glob_module
 import os
 from pathlib import Path
 
+from cg_local.atomic_file import replace_file
 from cg_local.attachments import Attachment, read_attachment
 from cg_local.cli.repl.answering import AnswerView, follow
 from cg_local.cli.repl.chat_state import Chat
@@ -99,32 +100,8 @@ def write(chat: Chat, argument: str) -> None:
     if path.exists() and not _may_overwrite(chat, path):
         chat.screen.note("Not written.")
         return
-    write_file(path, text)
+    replace_file(path, text.encode("utf-8", errors="replace"))
     chat.screen.note(f"{path}: {len(text.splitlines()):,} lines written")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file that is complete or not there at all; an existing one keeps its permissions.
-
-    Raises:
-        SourceFileError: it cannot be written.
-    """
-    target = path.resolve()  # a link stays one
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if target.is_dir():
-            raise SourceFileError(f"{path}: this is a folder; name a file in it")
-        with open(partial, "x", encoding="utf-8", newline="") as file:
-            if target.exists():
-                os.chmod(partial, target.stat().st_mode & 0o7777)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except OSError as cause:
-        raise SourceFileError(f"{path}: cannot be written ({cause.strerror}); name another place") from cause
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def fill(chat: Chat, argument: str) -> None:
@@ -151,11 +128,6 @@ def fill(chat: Chat, argument: str) -> None:
         chat.screen.note("(nothing fits there)")
     else:
         chat.screen.note(f"(not written; /copy copies it, `cg-local fill {target.file}:{gap.line}` is the command)")
-
-
-def attach_to(question: str, attachments: list[Attachment]) -> str:
-    """Return a question with its files before it, where a model expects what is asked about."""
-    return "\n\n".join([*(attachment.as_markdown() for attachment in attachments), question])
 
 
 def _attach(chat: Chat, attachment: Attachment) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cg_local.cli.repl import model_commands, turn_commands
@@ -16,8 +15,9 @@ from cg_local.cli.repl.answering import answer_question
 from cg_local.cli.repl.blocks_of_lines import without_marks
 from cg_local.cli.repl.chat_state import Chat
 from cg_local.cli.repl.command_table import COMMANDS
-from cg_local.cli.repl.file_commands import attach_to
+from cg_local.cli.repl.prefix_saver import PrefixSaver
 from cg_local.errors import CgLocalError
+from cg_local.question import Question
 
 if TYPE_CHECKING:
     from cg_local.sessions import SavedSession
@@ -37,6 +37,7 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
         turn_commands.resume(chat, saved)
     if system is not None:
         chat.conversation.system = system
+    saver = PrefixSaver()
     try:
         while True:
             text, chat.next_text = chat.next_text, ""
@@ -45,10 +46,15 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
             except KeyboardInterrupt:
                 chat.screen.note("Use Ctrl-D or /bye to leave.")
                 continue
-            _guard(chat, lambda line=line: _take(chat, line))
+            saver.end()
+            num_answers = chat.totals.answers
+            _take_safely(chat, line)
+            if chat.totals.answers > num_answers:
+                saver.begin(chat.model)
     except EOFError:
         pass
     finally:
+        saver.end(is_complete=True)
         if chat.recorder is not None:
             chat.recorder.close()
 
@@ -78,7 +84,7 @@ def _ask(chat: Chat, question: str) -> None:
         model_commands.tell_base_model(chat)
         chat.next_text = question
         return
-    chat.conversation.ask(attach_to(question, chat.attachments))
+    chat.conversation.ask(Question(words=question, files=tuple(chat.attachments)).text())
     attachments = list(chat.attachments)
     chat.attachments.clear()
     if answer_question(chat):
@@ -88,12 +94,12 @@ def _ask(chat: Chat, question: str) -> None:
         chat.next_text, chat.attachments[:] = question, attachments
 
 
-def _guard(chat: Chat, action: Callable[[], None]) -> None:
-    """Run something; what goes wrong is one line."""
+def _take_safely(chat: Chat, line: str) -> None:
+    """Run a command, or ask a question; what goes wrong is one line."""
     try:
-        action()
-    except LookupError as error:
-        chat.screen.error(str(error.args[0]) if error.args else "not found")
+        _take(chat, line)
+    except EOFError:
+        raise
     except CgLocalError as error:
         chat.screen.error(str(error))
     except OSError as error:

@@ -98,7 +98,9 @@ def _read_mark(
         if closing == -1:
             return [Span(text[place:end], kinds)], end
         inside = None
-        if closing is not None:
+        if closing is not None and _is_dunder(text[place : closing + end - place]):
+            inside = [Span(text[place : closing + end - place], kinds)]
+        elif closing is not None:
             kind = _emphasis(character, end - place)
             inside = _scan(text[end:closing], character, (*kinds, *kind), is_whole=True)[0]
     if closing is None or inside is None:
@@ -106,6 +108,11 @@ def _read_mark(
     after = closing + end - place
     # One more of the marks would make it another run.
     return (inside, after) if after < len(text) or is_whole else ([], 0)
+
+
+def _is_dunder(text: str) -> bool:
+    """Whether a text is a name such as __init__: in answers about code that is meant far more often than bold."""
+    return text.startswith("__") and text.isidentifier()
 
 
 def _read_escape(text: str, place: int, kinds: tuple[str, ...], *, is_whole: bool) -> tuple[list[Span], int] | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from prompt_toolkit.output import create_output
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from cg_local.cli.repl.ink import COLORS, PLAIN, Ink, ink_level
 from cg_local.cli.repl.markdown_inline import Span
@@ -72,6 +72,10 @@ class Screen:
                 words.end()
             else:
                 self.write(self.ink.draw(line, *kinds) + "\n")
+
+    def fitted(self, text: str) -> str:
+        """Return a text cut to one line of the terminal."""
+        return set_cell_size(text, self.columns() - 1).rstrip() if 0 < self.columns() <= cell_len(text) else text
 
     def note(self, text: str) -> None:
         """Tell something in passing."""
@@ -163,7 +167,8 @@ def silent_keys() -> Iterator[None]:
         yield
         return
     changed = [*before]
-    changed[3] = before[3] & ~termios.ECHO
+    # NOFLSH: Ctrl-C would throw away what the terminal has not shown yet, and what was typed ahead.
+    changed[3] = (before[3] & ~termios.ECHO) | termios.NOFLSH
     try:
         termios.tcsetattr(handle, termios.TCSANOW, changed)
         yield

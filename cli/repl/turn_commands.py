@@ -130,9 +130,8 @@ def list_sessions(chat: Chat, argument: str) -> None:
     for summary in summaries[:LISTED_SESSIONS]:
         mark = "*" if chat.recorder is not None and summary.session_id == chat.recorder.session_id else " "
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated_at))
-        chat.screen.say(
-            f"{mark} {summary.session_id}  {when}  {summary.num_messages:>3}  {visible_line(summary.title)}"
-        )
+        line = f"{mark} {summary.session_id}  {when}  {summary.num_messages:>3}  {visible_line(summary.title)}"
+        chat.screen.say(chat.screen.fitted(line))
     if len(summaries) > LISTED_SESSIONS:
         chat.screen.note("... and older ones: cg-local sessions list, cg-local sessions search WORDS")
 
