@@ -77,7 +77,8 @@ def count_up_to(tokenizer: Tokenizer, text: str, limit: int) -> tuple[int, bool]
     while num_characters < len(text):
         count = len(tokenizer.encode(text[:num_characters]))
         if count > limit:
-            return max(limit + 1, count * len(text) // num_characters), False
+            estimate = count * len(text) // num_characters
+            return max(limit + 1, round(estimate, 2 - len(str(estimate)))), False
         num_characters *= 2
     return len(tokenizer.encode(text)), True
 

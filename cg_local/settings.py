@@ -292,7 +292,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         document: dict[str, Any] = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as cause:
         found = re.search(r"\(at line (\d+), column \d+\)", str(cause))
-        where = f"{path}:{found[1]}" if found else str(path)
+        where = f"{path}:{found[1] if found else len(text.splitlines())}"  # or "(at end of document)"
         fault = str(cause).partition(" (at ")[0]
         raise SettingsError(f"{where}: not TOML ({fault}); `cg-local config edit` opens it") from cause
     return document

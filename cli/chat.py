@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING
 
 import typer
 
-from cg_local.cli import options
-from cg_local.cli.one_shot import Answerer, Request, answer_once, prepare, wants_one_answer
+from cg_local.cli import chat_options, options
+from cg_local.cli.chat_options import ChatArguments
+from cg_local.cli.one_shot import Answerer, answer_once
 from cg_local.cli.render import notice
+from cg_local.cli.request import prepare, wants_one_answer
 from cg_local.cli.session import load_model
 
 if TYPE_CHECKING:
@@ -22,73 +24,31 @@ if TYPE_CHECKING:
     from cg_local.runtime import LocalModel
     from cg_local.sessions import SavedSession, SessionRecorder
 
-CONTEXT_TOKENS = 8192
-"""CodeGemma was trained for as many; a model that was trained for fewer has those."""
-
-Question = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[QUESTION]", help="Answer this and end; without it, talk.", show_default=False),
-]
-System = Annotated[
-    Optional[str], typer.Option("--system", "-s", metavar="TEXT", help="What the model should know or be like.")  # noqa: UP045
-]
-Files = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--file", "-f", metavar="FILE[:A-B]", help="A file, or lines of it, to ask about; may be repeated."),
-]
-Template = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--template",
-        "-t",
-        metavar="NAME",
-        help="Ask in the words of a template: explain, review, test, docstring, commit, or yours.",
-    ),
-]
-Variables = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--var", metavar="NAME=VALUE", help="For the template's {{NAME}}; may be repeated."),
-]
-ChatModel = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--model", "-m", metavar="MODEL", help="Embedded name, name in the data folder, or model folder."),
-]
-MaxTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--max-tokens", min=1, help="Tokens of an answer at most; default: what the context holds."),
-]
-ContextTokens = Annotated[
-    int, typer.Option("--context-tokens", min=64, help="Tokens of the conversation at most; the newest are kept.")
-]
+LAST_SESSION = "last"  # as `sessions.LAST`, which costs an import of SQLite
 
 
 def chat(
     context: typer.Context,
-    question: Question = None,
-    system: System = None,
-    file: Files = None,
-    model: ChatModel = None,
-    continue_last: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
-    session: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--session", metavar="ID|NAME", help="Go on with a saved conversation."),
-    ] = None,
-    save: Annotated[
-        bool, typer.Option("--save/--no-save", help="Save the conversation; or keep nothing of it on disk.")
-    ] = True,
-    template: Template = None,
-    var: Variables = None,
-    extract: Annotated[bool, typer.Option("--extract", "-x", help="Write only the first code block.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one compact JSON document with the answer.")] = False,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Leave out the middle of what is too long.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Let a model answer that is not tuned for chat.")] = False,
-    vi: Annotated[bool, typer.Option("--vi/--emacs", help="The keys of vi, or of emacs; /set vi later.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown/--plain", help="Markdown and colours, or neither.")] = True,
-    verbose: Annotated[bool, typer.Option("--verbose/--quiet", help="Show what each answer took.")] = False,
+    question: chat_options.Question = None,
+    system: chat_options.System = None,
+    file: chat_options.Files = None,
+    model: chat_options.ChatModel = None,
+    continue_last: chat_options.Continue = False,
+    session: chat_options.Session = None,
+    save: chat_options.Save = True,
+    template: chat_options.Template = None,
+    var: chat_options.Variables = None,
+    extract: chat_options.Extract = False,
+    json: options.Json = False,
+    truncate: chat_options.Truncate = False,
+    force: chat_options.Force = False,
+    vi: chat_options.Vi = False,
+    markdown: chat_options.Markdown = True,
+    verbose: chat_options.Verbose = False,
     kv_cache_size: options.KvCacheSize = "4 GiB",
     scheme: options.OptionalScheme = None,
-    max_tokens: MaxTokens = None,
-    context_tokens: ContextTokens = CONTEXT_TOKENS,
+    max_tokens: chat_options.MaxTokens = None,
+    context_tokens: chat_options.ContextTokens = chat_options.CONTEXT_TOKENS,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -116,50 +76,41 @@ def chat(
       cg-local chat -t commit
       cg-local chat -x -t test -f src/parser.py > tests/test_parser.py
     """
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    sampling: dict[str, Any] = {**how, "repetition_penalty": repetition_penalty}
-    request = Request(
-        words=question or (),
-        files=file or (),
-        template=template,
-        variables=var or (),
-        system=system,
-        extract=extract,
-        json=json,
-        truncate=truncate,
-        force=force,
-        markdown=markdown,
-    )
+    arguments = {name: value for name, value in locals().items() if name != "context"}
+    # A saved conversation goes on with its own model, unless another one is asked for here.
+    source = context.get_parameter_source("model")
+    _chat(ChatArguments(**arguments), is_model_named=source is not None and source.name == "COMMANDLINE")
+
+
+def _chat(given: ChatArguments, *, is_model_named: bool) -> None:
+    request = given.request
     prepared = prepare(request) if wants_one_answer(request) else None
+    saved = _saved_session(given.session or (LAST_SESSION if given.continue_last else None))
+    saved_model = saved.model if saved is not None else ""
+    name = (given.model if is_model_named else saved_model or given.model) or default_model()
 
     def load(name: str) -> LocalModel:
-        loaded = load_model(name, scheme, context_tokens, threads, kv_dtype, speculation)
-        if save:
-            loaded.use_kv_store(kv_store(kv_cache_size))
+        loaded = load_model(name, given.scheme, given.context_tokens, given.threads, given.kv_dtype, given.speculation)
+        if given.save:
+            loaded.use_kv_store(kv_store(given.kv_cache_size))
         return loaded
 
-    saved = _saved_session(session or ("last" if continue_last else None))
-    name = _model_name(context, model, saved)
     if prepared is not None:
-        recorder = _recorder(name, notice) if save else None
-        answer_once(prepared, request, _answerer(load(name), saved, recorder, max_tokens, sampling))
+        recorder = _recorder(name, notice) if given.save else None
+        answer_once(prepared, request, _answerer(load(name), saved, recorder, given))
         return
+    talk = _begin(load, name, _settings(given), is_plain=not given.markdown, is_saved=given.save)
+    if saved is None and given.system:
+        talk.conversation.system = given.system
+    _attach(talk, given.file or [])
+    _run(talk, saved, given.system)
+
+
+def _settings(given: ChatArguments) -> ChatSettings:
     from cg_local.cli.repl.settings import ChatSettings
 
-    settings = ChatSettings(**sampling, max_tokens=max_tokens, verbose=verbose, markdown=markdown, vi=vi, force=force)
-    talk = _begin(load, name, settings, is_plain=not markdown, is_saved=save)
-    if saved is None and system:
-        talk.conversation.system = system
-    _attach(talk, file or [])
-    _run(talk, saved, system)
-
-
-def _model_name(context: typer.Context, model: str | None, saved: SavedSession | None) -> str:
-    """Return the model of the command line, of the saved conversation, of the settings, or the built-in one."""
-    source = context.get_parameter_source("model")
-    if saved is not None and saved.model and (source is None or source.name != "COMMANDLINE"):
-        return saved.model
-    return model or default_model()
+    names = ("max_tokens", "verbose", "markdown", "vi", "force")
+    return ChatSettings(**given.sampling, **{name: getattr(given, name) for name in names})
 
 
 def _recorder(model: str, on_notice: Callable[[str], None]) -> SessionRecorder:
@@ -169,18 +120,14 @@ def _recorder(model: str, on_notice: Callable[[str], None]) -> SessionRecorder:
 
 
 def _answerer(
-    model: LocalModel,
-    saved: SavedSession | None,
-    recorder: SessionRecorder | None,
-    max_tokens: int | None,
-    sampling: dict[str, Any],
+    model: LocalModel, saved: SavedSession | None, recorder: SessionRecorder | None, given: ChatArguments
 ) -> Answerer:
     from cg_local.conversation import Conversation
 
     if saved is not None and recorder is not None:
         recorder.resume(saved)
     conversation = Conversation(saved.messages if saved is not None else ())
-    return Answerer(model, conversation, recorder, max_tokens, sampling)
+    return Answerer(model, conversation, recorder, given.max_tokens, given.sampling)
 
 
 def kv_store(size: str) -> KVStore:
@@ -221,11 +168,10 @@ def _begin(
     from cg_local.cli.repl.screen import Screen
     from cg_local.conversation import Conversation
     from cg_local.model_store import state_folder
-    from cg_local.sessions import SessionRecorder
 
     screen = Screen(is_plain=is_plain)
     history = QuestionHistory(state_folder() / "history", screen.warn)
-    recorder = SessionRecorder(screen.warn, model=name) if is_saved else None
+    recorder = _recorder(name, screen.warn) if is_saved else None
     talk = Chat(
         model=load(name),
         conversation=Conversation(),

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cg_local.errors import SessionError
+from cg_local.errors import SessionBusyError, SessionDamageError, SessionError
 from cg_local.model_store import data_folder
 
 BUSY_SECONDS = 5.0
@@ -63,18 +63,6 @@ MIGRATIONS: tuple[str, ...] = (
 def database_path() -> Path:
     """Return where the database lies, or will lie."""
     return data_folder() / "sessions" / "sessions.db"
-
-
-class SessionBusyError(SessionError):
-    """Another process holds the lock of the database longer than one can wait."""
-
-
-class SessionDamageError(SessionError):
-    """The file is no database any more, or a broken one."""
-
-
-class RevisionError(SessionError):
-    """Another process changed or removed the conversation since it was read."""
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
@@ -130,7 +118,7 @@ class Database:
             self._connection = _read_only(path) if is_read_only else _writable(path)
         try:
             with self.explained("cannot be opened"):
-                self._check_owner()
+                self._check_owner(is_read_only)
                 self.is_logged = not is_read_only and self._use_log()
                 if not is_read_only:
                     self._migrate()
@@ -199,10 +187,12 @@ class Database:
                 f"{self.path}: {fault} ({cause.strerror}); make the folder writable, or set CG_LOCAL_DATA"
             ) from cause
 
-    def _check_owner(self) -> None:
+    def _check_owner(self, is_read_only: bool) -> None:
         owner = self.rows("PRAGMA application_id")[0][0]
         version = self.rows("PRAGMA user_version")[0][0]
         num_tables = self.rows("SELECT count(*) FROM sqlite_master")[0][0]
+        if not num_tables and is_read_only:  # another process creates it just now
+            raise _nothing_saved(self.path)
         if owner != APPLICATION_ID and num_tables:
             raise SessionError(f"{self.path}: not a database of cg-local; move it away, or set CG_LOCAL_DATA")
         if version > len(MIGRATIONS):
@@ -253,7 +243,7 @@ def _writable(path: Path) -> sqlite3.Connection:
 
 def _read_only(path: Path) -> sqlite3.Connection:
     if not path.is_file():
-        raise SessionError(f"{path}: no conversation is saved yet; `cg-local chat` begins one")
+        raise _nothing_saved(path)
     place = path.resolve().as_uri()
     for parameters in ("mode=ro", "immutable=1"):  # a folder that cannot be written takes no shared memory of a log
         connection = sqlite3.connect(
@@ -268,6 +258,10 @@ def _read_only(path: Path) -> sqlite3.Connection:
         else:
             return connection
     raise AssertionError("one of the two returned or raised")
+
+
+def _nothing_saved(path: Path) -> SessionError:
+    return SessionError(f"{path}: no conversation is saved yet; `cg-local chat` begins one")
 
 
 def _error(path: Path, fault: str, cause: sqlite3.Error) -> SessionError:

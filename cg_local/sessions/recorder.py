@@ -12,16 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cg_local.conversation import Message
-from cg_local.errors import SessionError
-from cg_local.sessions.database import (
-    BUSY_SECONDS,
-    RevisionError,
-    SessionBusyError,
-    SessionDamageError,
-    database_path,
-    identity_of,
-    move_aside,
-)
+from cg_local.errors import RevisionError, SessionBusyError, SessionDamageError, SessionError
+from cg_local.sessions.database import BUSY_SECONDS, database_path, identity_of, move_aside
 from cg_local.sessions.store import SavedSession, SessionStore
 
 PIECE_WAIT_SECONDS = 0.05
@@ -161,6 +153,7 @@ class SessionRecorder:
         if self._store is None:
             self._identity = identity_of(self._path)
             self._store = SessionStore(self._path)
+            self._identity = identity_of(self._path)  # it may have been created
         self._store.wait_for_locks(wait_seconds)
 
     def _save_state(self) -> None:

@@ -11,8 +11,8 @@ import re
 import sqlite3
 from dataclasses import dataclass
 
-from cg_local.errors import SessionError
-from cg_local.sessions.database import Database, SessionBusyError
+from cg_local.errors import SessionBusyError, SessionError
+from cg_local.sessions.database import Database
 
 SNIPPET_CHARACTERS = 80
 _TERM = re.compile(r'"([^"]+)"?|(\S+)')

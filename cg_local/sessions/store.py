@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cg_local.conversation import Message
-from cg_local.errors import SessionError
-from cg_local.sessions.database import Database, RevisionError, database_path, identity_of
+from cg_local.errors import RevisionError, SessionError
+from cg_local.sessions.database import Database, database_path, identity_of
 from cg_local.sessions.search import SearchHit, SearchIndex, Terms
 
 MAX_TITLE_CHARACTERS = 60
