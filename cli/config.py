@@ -7,15 +7,17 @@ import json as json_module
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from cg_local.cli import options
 from cg_local.cli.render import notice, print_json, write_stdout
 
+if TYPE_CHECKING:
+    from cg_local.templates import Template
+
 BUILT_IN = "built-in"
-_UNREAD = "nothing is set"
 
 config = typer.Typer(
     add_completion=False,
@@ -118,6 +120,40 @@ def set_value(
         document[name] = judged
     replace_file(place, tomlkit.dumps(document).encode())
     Settings()
+
+
+@config.command()
+def templates(json: options.Json = False) -> None:
+    """List the templates of `cg-local chat -t NAME`, and where yours go.
+
+    A template is a text in NAME.md. {{input}} stands for files, pipe and words; {{fenced}} for the same with the pipe
+    in a fence; {{words}}, {{piped}}, {{files}}, {{file}} and {{language}} for a part of it; any other {{NAME}} for what
+    --var NAME=VALUE gives; {{NAME|text}} has a default. Between two lines +++ at its beginning may stand, in TOML,
+    description, system (the system text) and extract (true: only the first code block of the answer).
+
+    \b
+    Examples:
+      cg-local config templates
+      cg-local chat -t review -f src/parser.py
+    """
+    from cg_local.cli.terminal_text import visible_line
+    from cg_local.templates import all_templates, templates_folder
+
+    found = all_templates()
+    if json:
+        names = ("name", "description", "system", "extract", "text")
+        documents = [{**{name: getattr(each, name) for name in names}, "path": _path_of(each)} for each in found]
+        print_json({"path": str(templates_folder()), "templates": documents})
+        return
+    width = max(len(each.name) for each in found)
+    for each in found:
+        mine = " (yours)" if each.path is not None else ""
+        write_stdout(f"{visible_line(each.name):<{width}}  {visible_line(each.description)}{mine}\n")
+    write_stdout(f"\nyours: {templates_folder()}\n")
+
+
+def _path_of(template: Template) -> str | None:
+    return None if template.path is None else str(template.path)
 
 
 def _resolved(settings: Any, command: str) -> dict[str, dict[str, Any]]:

@@ -177,8 +177,12 @@ def _save_question(prepared: Prepared, answerer: Answerer) -> None:
 
     if answerer.recorder is None:
         return
-    if prepared.question.words and len(answerer.conversation.turns) == 1:
-        answerer.recorder.rename(title_of([Message("user", prepared.question.words)]))
+    title = title_of([Message("user", prepared.question.words)])
+    if prepared.template is not None:
+        about = title or ", ".join(file.title for file in prepared.question.files)
+        title = f"{prepared.template.name}: {about}" if about else prepared.template.name
+    if title and len(answerer.conversation.turns) == 1:
+        answerer.recorder.rename(title)
     answerer.recorder.save(answerer.conversation.messages)
 
 

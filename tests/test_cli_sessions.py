@@ -251,6 +251,23 @@ def test_config_edit_begins_with_every_setting_and_judges_the_result(
     )
 
 
+def test_config_templates_lists_built_in_ones_and_the_users(run: Run, home: Path) -> None:
+    folder = home / "conf" / "templates"
+    folder.mkdir(parents=True)
+    (folder / "explain.md").write_text('+++\ndescription = "in short"\n+++\nShort: {{input}}\n')
+    (folder / "broken.md").write_text("")
+    status, out, _ = run("config", "templates")
+    rows = {row.partition(" ")[0]: row.partition(" ")[2].strip() for row in out.splitlines() if row}
+    assert status == 0
+    assert rows["explain"] == "in short (yours)"
+    assert rows["review"] == "faults and risks of code"
+    assert "no text; write what to ask" in rows["broken"]
+    assert rows["yours:"] == str(folder)
+    document = json.loads(run("config", "templates", "--json")[1])
+    paths = {each["name"]: each["path"] for each in document["templates"]}
+    assert (paths["explain"], paths["review"]) == (str(folder / "explain.md"), None)
+
+
 # The cache
 
 

@@ -1,4 +1,4 @@
-"""One answer from the command line: what is asked, what goes to stdout, and how it ends; the model answers by a script."""
+"""One answer from the command line: what is asked, what goes to stdout, how it ends; the model answers by a script."""
 
 from __future__ import annotations
 
@@ -267,6 +267,18 @@ def test_answer_is_saved_under_its_question(answer: Answer, home: Path, model: P
     assert (session.title, session.model) == ("say hello", str(model))
     assert session.messages[1].text == "hello"
     assert session.messages[1].token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "title"),
+    [(["-t", "explain", "-f", "a.py"], "explain: a.py"), (["-t", "test", "say x", "-f", "a.py"], "test: say x")],
+)
+def test_title_of_a_template_is_its_name_and_what_it_is_about(
+    answer: Answer, home: Path, arguments: list[str], title: str
+) -> None:
+    (home / "a.py").write_text("x\n")
+    answer(*arguments)
+    assert saved(home)[0].title == title
 
 
 def test_no_save_keeps_nothing(answer: Answer, home: Path) -> None:
