@@ -163,6 +163,15 @@ def _begin(
     load: Callable[[str], LocalModel], name: str, settings: ChatSettings, *, is_plain: bool, is_saved: bool
 ) -> Chat:
     """Put the parts of a chat together; the model is loaded last, because everything else takes no time."""
+    from cg_local.cli.repl.silent_keys import silent_keys
+
+    with silent_keys():
+        return _begin_unseen(load, name, settings, is_plain=is_plain, is_saved=is_saved)
+
+
+def _begin_unseen(
+    load: Callable[[str], LocalModel], name: str, settings: ChatSettings, *, is_plain: bool, is_saved: bool
+) -> Chat:
     from cg_local.cli.repl.chat_state import Chat
     from cg_local.cli.repl.history import QuestionHistory
     from cg_local.cli.repl.screen import Screen

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from cg_local.cli.repl.markdown_stream import MarkdownStream
-from cg_local.cli.repl.screen import silent_keys
+from cg_local.cli.repl.silent_keys import silent_keys
 from cg_local.cli.terminal_text import TerminalFilter
 from cg_local.errors import CapacityError, PromptError
 

@@ -150,27 +150,3 @@ class Screen:
     def has_colors(self) -> bool:
         """Whether colours are shown."""
         return self.ink.level == COLORS
-
-
-@contextlib.contextmanager
-def silent_keys() -> Iterator[None]:
-    """Let the terminal not show what is typed while an answer is written; it waits for the next question."""
-    try:
-        import termios
-
-        handle = sys.stdin.fileno()
-        before = termios.tcgetattr(handle)
-    except (ImportError, OSError, ValueError, AttributeError):  # Windows shows nothing by itself
-        yield
-        return
-    except termios.error:
-        yield
-        return
-    changed = [*before]
-    # NOFLSH: Ctrl-C would throw away what the terminal has not shown yet, and what was typed ahead.
-    changed[3] = (before[3] & ~termios.ECHO) | termios.NOFLSH
-    try:
-        termios.tcsetattr(handle, termios.TCSANOW, changed)
-        yield
-    finally:
-        termios.tcsetattr(handle, termios.TCSANOW, before)

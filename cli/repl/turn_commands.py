@@ -100,7 +100,7 @@ def system(chat: Chat, argument: str) -> None:
         return
     is_removed = argument.lower() in ("none", "off", '""')
     chat.conversation.system = "" if is_removed else argument.strip('"')
-    if chat.conversation.messages or chat.recorder is None or chat.recorder.session_id is not None:
+    if chat.conversation.turns:  # a conversation begins with its first question
         chat.save()
     chat.screen.note("No system text any more." if is_removed else "The system text counts from the next answer on.")
 
