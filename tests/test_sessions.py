@@ -19,7 +19,7 @@ from cg_local.errors import RevisionError, SessionError
 from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
 from cg_local.sessions import database as database_module
 from cg_local.sessions import search as search_module
-from cg_local.sessions.database import database_path
+from cg_local.sessions.database import Database, database_path
 from cg_local.sessions.store import title_of
 
 ASK = Message("user", "How do I read a TOML file?")
@@ -374,6 +374,29 @@ def test_two_recorders_write_one_database_at_the_same_time(notices: list[str]) -
     for session in sessions:
         assert [m.text for m in session.messages[::2]] == [f"{session.model} {turn}" for turn in range(10)]
         assert {m.text for m in session.messages[1::2]} == {"0 1 2 3 4 5 6 7 8 9 "}
+
+
+def test_database_that_another_process_creates_meanwhile_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two statements of opening it, the other one may have finished."""
+    rows = Database.rows
+    for place in range(6):
+        path, seen = database_path().with_name(f"{place}.db"), 0
+
+        def racing(
+            self: Database, *arguments: object, path: Path = path, place: int = place
+        ) -> list[tuple[object, ...]]:
+            nonlocal seen
+            seen += 1
+            if seen == place + 1:
+                with monkeypatch.context() as patch:
+                    patch.setattr(Database, "rows", rows)
+                    SessionStore(path).close()
+            return rows(self, *arguments)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "rows", racing)
+            with SessionStore(path) as store:
+                assert store.create().session_id
 
 
 def test_conversation_that_two_continue_becomes_two(recorder: SessionRecorder, notices: list[str]) -> None:
