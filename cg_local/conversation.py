@@ -75,6 +75,7 @@ class Conversation:
 
     @system.setter
     def system(self, text: str) -> None:
+        """Set the system text; a blank one removes it."""
         self._messages = [*([Message("system", text)] if text.strip() else []), *self.turns]
 
     @property

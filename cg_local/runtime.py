@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from cg_local import kernels
 from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.conversation import Conversation
@@ -337,12 +338,18 @@ def load(
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
     )
-    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
-    check_memory(found.name, memory_need(weight_bytes, folder.scheme, folder.config, config), available_bytes())
+    is_fused = bool(kernels.FUSED_FORMATS) and activations == "int8"
+    _check_memory(found.name, folder, config, is_fused)
     engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model
+
+
+def _check_memory(name: str, folder: ModelFolder, config: EngineConfig, is_fused: bool) -> None:
+    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
+    need = memory_need(weight_bytes, folder.scheme, folder.config, config, is_fused=is_fused)
+    check_memory(name, need, available_bytes())
 
 
 def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:

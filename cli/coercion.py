@@ -16,10 +16,6 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")
 
 
-class NotPlainError(ValueError):
-    """A value that Typer has to judge."""
-
-
 class QuickParameters:
     """Beside Typer's command or group: its parameters convert plain values themselves.
 
@@ -45,10 +41,10 @@ def plain_value(value: Any, annotation: Any, settings: Any) -> Any:
         settings: Typer's OptionInfo or ArgumentInfo.
 
     Raises:
-        NotPlainError: another type, a value out of range, or one that is written in another way.
+        ValueError: another type, a value out of range, or one that is written in another way.
     """
     if settings.parser is not None or not isinstance(annotation, type):
-        raise NotPlainError
+        raise ValueError
     if annotation is str and type(value) is str:
         return value
     if annotation is int or annotation is float:
@@ -57,7 +53,7 @@ def plain_value(value: Any, annotation: Any, settings: Any) -> Any:
         for choice in annotation:
             if value is choice or (type(value) is str and value == choice.value):
                 return choice
-    raise NotPlainError
+    raise ValueError
 
 
 def _number(value: Any, annotation: type[int] | type[float], settings: Any) -> int | float:
@@ -66,7 +62,7 @@ def _number(value: Any, annotation: type[int] | type[float], settings: Any) -> i
     low, high = settings.min, settings.max
     is_within = type(value) is annotation and (low is None or value >= low) and (high is None or value <= high)
     if not is_within or settings.clamp:
-        raise NotPlainError
+        raise ValueError
     number: int | float = value
     return number
 
@@ -84,7 +80,7 @@ class _QuickParam:
         try:
             if param.nargs == 1 and not param.multiple:
                 return plain_value(value, param.type_descriptor.annotation, param.type_descriptor.parameter_info)
-        except (NotPlainError, AttributeError):  # AttributeError: a Typer whose settings have other names
+        except (ValueError, AttributeError):  # AttributeError: a Typer whose settings have other names
             pass
         param._runtime_param = None
         return param.get_runtime_param().coerce(value, **context)

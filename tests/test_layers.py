@@ -35,6 +35,7 @@ LAYERS = (
     "sampling",
     "speculation",
     "threads",
+    "interrupts",
     "sequence",
     "engine",
     "kv_store",

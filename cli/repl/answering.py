@@ -155,7 +155,7 @@ def answer_question(chat: Chat, params: SamplingParams | None = None) -> bool:
 
     Args:
         chat: its conversation ends with a question.
-        params: how to sample; default: the chat's settings.
+        params: how to sample; None takes the chat's settings.
 
     Returns:
         Whether there is an answer. If not, the question was taken back, and is what the editor begins with.

@@ -99,6 +99,7 @@ class TerminalEditor:
 
     @is_vi.setter
     def is_vi(self, value: bool) -> None:
+        """Choose the keys."""
         self._session.editing_mode = EditingMode.VI if value else EditingMode.EMACS
         self._session.cursor = ModalCursorShapeConfig() if value else None
 

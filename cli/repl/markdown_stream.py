@@ -39,7 +39,7 @@ class MarkdownStream:
 
     Args:
         write: takes text for the terminal.
-        columns: tells the terminal's width; 0: prose is not broken into lines.
+        columns: tells the terminal's width; where that is 0, prose is not broken into lines.
         ink: draws.
     """
 

@@ -25,7 +25,7 @@ class WordWrapper:
 
     Args:
         write: takes text for the terminal.
-        columns: tells the terminal's width; 0: lines are not broken.
+        columns: tells the terminal's width; where that is 0, lines are not broken.
         ink: draws.
     """
 
@@ -41,7 +41,7 @@ class WordWrapper:
 
         Args:
             first: stands before the text.
-            rest: stands before what goes on below it; default: spaces of the same width.
+            rest: stands before what goes on below it; None for spaces of the same width.
             *kinds: looks of both.
         """
         width = cell_len(first)
