@@ -70,6 +70,13 @@ def state_folder() -> Path:
     return _folder("CG_LOCAL_STATE", "user_state_path")
 
 
+def config_path() -> Path:
+    """Return where config.toml lies, or would lie; CG_LOCAL_CONFIG names another file."""
+    if value := os.environ.get("CG_LOCAL_CONFIG"):
+        return Path(value).expanduser()
+    return _folder("", "user_config_path") / "config.toml"
+
+
 def find_model(name_or_path: str | Path) -> FoundModel:
     """Find a model without opening or quantizing it.
 

@@ -12,7 +12,6 @@ none. CG_LOCAL_CONFIG names another file than config.toml in the user's configur
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cg_local.errors import SettingsError
+from cg_local.model_store import config_path
 
 MAX_CONFIG_BYTES = 1 << 20
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -240,15 +240,6 @@ def config_folder() -> Path:
     return config_path().parent
 
 
-def config_path() -> Path:
-    """Return where config.toml lies, or would lie."""
-    if value := os.environ.get("CG_LOCAL_CONFIG"):
-        return Path(value).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_config_path("cg-local", appauthor=False)) / "config.toml"
-
-
 def parsed_size(value: object) -> int:
     """Return bytes of a number or of a text such as "4 GiB" or "500MB".
 
@@ -316,6 +307,8 @@ def _line_of(text: str, table: str, key: str) -> int | None:
 
 
 def _suggestion(table: str, key: str) -> str:
+    import difflib
+
     known = [name for name, setting in SETTINGS.items() if not table or table in setting.commands]
     known += [] if table else list(COMMANDS)
     near = difflib.get_close_matches(key, known, n=1)

@@ -68,7 +68,7 @@ def show(command: Command = None, json: options.Json = False) -> None:
 @config.command()
 def path() -> None:
     """Show where config.toml lies, or would lie."""
-    from cg_local.settings import config_path
+    from cg_local.model_store import config_path
 
     write_stdout(f"{config_path()}\n")
 
@@ -78,7 +78,8 @@ def edit() -> None:
     """Open config.toml in the editor that VISUAL or EDITOR names; a new one says what can be set."""
     from cg_local.atomic_file import replace_file
     from cg_local.cli.external_editor import edit_file
-    from cg_local.settings import Settings, config_path
+    from cg_local.model_store import config_path
+    from cg_local.settings import Settings
 
     place = config_path()
     if not place.exists():

@@ -39,9 +39,19 @@ class _Defaults(Mapping[str, Any]):
 
     def _read(self) -> dict[str, Any]:
         if self._values is None:
-            from cg_local.settings import COMMANDS, Settings
-
-            is_set = self._command in COMMANDS
-            found = Settings().of_command(self._command) if is_set else {}
-            self._values = {name: value.value for name, value in found.items()}
+            self._values = _read(self._command) if _is_anything_set() else {}
         return self._values
+
+
+def _is_anything_set() -> bool:
+    """Whether there may be a setting; judging them takes some milliseconds of a fill's start."""
+    from cg_local.model_store import config_path
+
+    return any(name.startswith("CG_LOCAL_") for name in os.environ) or config_path().exists()
+
+
+def _read(command: str) -> dict[str, Any]:
+    from cg_local.settings import COMMANDS, Settings
+
+    found = Settings().of_command(command) if command in COMMANDS else {}
+    return {name: value.value for name, value in found.items()}

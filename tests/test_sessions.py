@@ -17,9 +17,7 @@ import pytest
 from cg_local.conversation import Message
 from cg_local.errors import RevisionError, SessionError
 from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
-from cg_local.sessions import database as database_module
-from cg_local.sessions import search as search_module
-from cg_local.sessions.database import database_path
+from cg_local.sessions.database import Database, database_path
 from cg_local.sessions.store import title_of
 
 ASK = Message("user", "How do I read a TOML file?")
@@ -209,140 +207,6 @@ def test_removed_conversation_leaves_no_byte_in_the_file(recorder: SessionRecord
     assert b"zebra" not in content
 
 
-# Search
-
-
-@pytest.fixture(params=["index", "no index"])
-def has_index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether SQLite has FTS5; the results must be the same."""
-    if request.param == "no index":
-        monkeypatch.setattr(search_module.SearchIndex, "_make_ready", lambda self: False)
-        monkeypatch.setattr(search_module.SearchIndex, "_is_ready", lambda self: False)
-    return request.param == "index"
-
-
-@pytest.mark.parametrize(
-    ("query", "roles"),
-    [
-        ("tomllib", ["model"]),
-        ("TOML", ["user", "model"]),
-        ("oml", ["user", "model"]),
-        ("toml file", ["user"]),
-        ('"a toml"', ["user"]),
-        ("do I", ["user"]),
-        ("q\u00fcer", ["system"]),
-        ('un"quoted', []),
-        ("nothing", []),
-        ("", []),
-        ("%", []),
-    ],
-)
-def test_search_finds_messages_that_hold_every_word(
-    has_index: bool, recorder: SessionRecorder, query: str, roles: list[str]
-) -> None:
-    recorder.save([Message("system", "Q\u00dcERY"), ASK, ANSWER])
-    with SessionStore(is_read_only=True) as store:
-        assert [hit.role for hit in store.search(query)] == roles
-
-
-def test_search_finds_pieces_titles_and_what_was_replaced_no_more(has_index: bool, recorder: SessionRecorder) -> None:
-    recorder.rename("my favourite")
-    recorder.save([ASK, Message("model", "an octopus")])
-    recorder.save([ASK])
-    recorder.add("a walrus ")
-    recorder.add("appears")
-    with SessionStore(is_read_only=True) as store:
-        assert store.search("octopus") == []
-        (hit,) = store.search("walrus appears")
-        assert (hit.role, hit.position, hit.snippet) == ("model", 1, "a walrus appears")
-        assert [hit.role for hit in store.search("favourite")] == ["title"]
-
-
-def test_snippet_is_one_line_around_the_word(recorder: SessionRecorder) -> None:
-    recorder.save([Message("user", "a\n" * 200 + "needle\n" + "b\n" * 200)])
-    with SessionStore() as store:
-        (hit,) = store.search("needle")
-    assert "needle" in hit.snippet
-    assert len(hit.snippet) <= search_module.SNIPPET_CHARACTERS + 2
-    assert "\n" not in hit.snippet
-
-
-def test_index_takes_up_what_an_sqlite_without_it_wrote(recorder: SessionRecorder) -> None:
-    recorder.save([ASK])
-    recorder.close()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module.SearchIndex, "_make_ready", lambda self: False)
-        recorder.save([ASK, Message("model", "an octopus")])
-        recorder.close()
-    with SessionStore() as store:
-        assert [hit.role for hit in store.search("octopus")] == ["model"]
-        store.remove([store.find("last").session_id])
-        assert store.search("octopus") == []
-
-
-# Versions
-
-
-def test_database_of_an_older_version_is_brought_up_to_date(
-    recorder: SessionRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder.save([ASK, ANSWER])
-    recorder.close()
-    newer = (*database_module.MIGRATIONS, "ALTER TABLE sessions ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue'")
-    monkeypatch.setattr(database_module, "MIGRATIONS", newer)
-
-    with SessionStore() as store:
-        assert store.load(store.find("last").session_id).messages == (ASK, ANSWER)
-    connection = sqlite3.connect(database_path())
-    assert connection.execute("SELECT colour FROM sessions").fetchall() == [("blue",)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
-    connection.close()
-
-
-def test_failed_migration_changes_nothing(recorder: SessionRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder.save([ASK])
-    recorder.close()
-    broken = (*database_module.MIGRATIONS, "ALTER TABLE marks ADD COLUMN x; ALTER TABLE nowhere ADD COLUMN y")
-    with monkeypatch.context() as patch:
-        patch.setattr(database_module, "MIGRATIONS", broken)
-        with pytest.raises(SessionError, match="no such table: nowhere"):
-            SessionStore()
-    with SessionStore() as store:
-        assert store.find("last").title == ASK.text
-    connection = sqlite3.connect(database_path())
-    assert [row[1] for row in connection.execute("PRAGMA table_info(marks)")] == ["name", "value"]
-    connection.close()
-
-
-def test_database_of_a_newer_version_is_refused_and_unchanged(
-    recorder: SessionRecorder, notices: list[str], data_folder: Path
-) -> None:
-    recorder.save([ASK])
-    recorder.close()
-    connection = sqlite3.connect(database_path())
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-
-    with pytest.raises(SessionError, match=r"version 99, this cg-local knows 1; .* `pip install --upgrade cg-local`"):
-        SessionStore()
-    assert not recorder.save([ASK, ANSWER])
-    assert len(notices) == 1
-    assert notices[0].startswith("this conversation is not being saved: ")
-
-
-def test_database_of_another_program_is_refused_and_unchanged() -> None:
-    database_path().parent.mkdir(parents=True)
-    connection = sqlite3.connect(database_path())
-    connection.execute("CREATE TABLE theirs (x)")
-    connection.commit()
-    connection.close()
-    before = database_path().read_bytes()
-
-    with pytest.raises(SessionError, match="not a database of cg-local; move it away"):
-        SessionStore()
-    assert database_path().read_bytes() == before
-
-
 # Several writers
 
 
@@ -374,6 +238,29 @@ def test_two_recorders_write_one_database_at_the_same_time(notices: list[str]) -
     for session in sessions:
         assert [m.text for m in session.messages[::2]] == [f"{session.model} {turn}" for turn in range(10)]
         assert {m.text for m in session.messages[1::2]} == {"0 1 2 3 4 5 6 7 8 9 "}
+
+
+def test_database_that_another_process_creates_meanwhile_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two statements of opening it, the other one may have finished."""
+    rows = Database.rows
+    for place in range(6):
+        path, seen = database_path().with_name(f"{place}.db"), 0
+
+        def racing(
+            self: Database, *arguments: object, path: Path = path, place: int = place
+        ) -> list[tuple[object, ...]]:
+            nonlocal seen
+            seen += 1
+            if seen == place + 1:
+                with monkeypatch.context() as patch:
+                    patch.setattr(Database, "rows", rows)
+                    SessionStore(path).close()
+            return rows(self, *arguments)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "rows", racing)
+            with SessionStore(path) as store:
+                assert store.create().session_id
 
 
 def test_conversation_that_two_continue_becomes_two(recorder: SessionRecorder, notices: list[str]) -> None:

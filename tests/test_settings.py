@@ -14,7 +14,8 @@ from cg_local.cli.chat import chat
 from cg_local.cli.complete import complete
 from cg_local.cli.fill import fill
 from cg_local.errors import SettingsError
-from cg_local.settings import COMMANDS, SETTINGS, Settings, config_path, parsed_size
+from cg_local.model_store import config_path
+from cg_local.settings import COMMANDS, SETTINGS, Settings, parsed_size
 
 FUNCTIONS = {"fill": fill, "complete": complete, "chat": chat}
 EACH = [(command, name) for name, setting in SETTINGS.items() for command in setting.commands]

@@ -188,9 +188,10 @@ class Database:
             ) from cause
 
     def _check_owner(self, is_read_only: bool) -> None:
+        # In this order: another process may create the tables meanwhile, and commits the rest together with them.
+        num_tables = self.rows("SELECT count(*) FROM sqlite_master")[0][0]
         owner = self.rows("PRAGMA application_id")[0][0]
         version = self.rows("PRAGMA user_version")[0][0]
-        num_tables = self.rows("SELECT count(*) FROM sqlite_master")[0][0]
         if not num_tables and is_read_only:  # another process creates it just now
             raise _nothing_saved(self.path)
         if owner != APPLICATION_ID and num_tables:
