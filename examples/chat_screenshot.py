@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,13 +70,15 @@ def drawn(cells: list[list[Any]], columns: int) -> str:
         for cell in row:
             line.append(cell.data, _style(cell))
         console.print(line, no_wrap=True, crop=True)
-    return console.export_svg(title="cg-local chat", unique_id="chat")
+    svg = console.export_svg(title="cg-local chat", unique_id="chat")
+    # rich names a font on the web; a picture of a program that needs no network should not ask for one.
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
 def _style(cell: Any) -> str:
     looks = [name for name in ("bold", "italics", "underscore", "reverse") if getattr(cell, name)]
     words = {"italics": "italic", "underscore": "underline"}
-    color = cell.fg.replace("bright", "bright_").replace("brown", "yellow").replace("bright_yellow", "bright_yellow")
+    color = cell.fg.replace("bright", "bright_").replace("brown", "yellow")
     return " ".join([*(words.get(name, name) for name in looks), *([color] if color != "default" else [])])
 
 

@@ -246,6 +246,7 @@ def test_code_blocks_are_what_stands_between_fences() -> None:
 
 def test_interrupt_ends_computing_but_no_showing() -> None:
     interrupts, shown = Interrupts(), list[str]()
+    before = signal.getsignal(signal.SIGINT)
     with interrupts.installed():
         with pytest.raises(KeyboardInterrupt), interrupts.computing():
             signal.raise_signal(signal.SIGINT)
@@ -254,4 +255,4 @@ def test_interrupt_ends_computing_but_no_showing() -> None:
         with pytest.raises(KeyboardInterrupt), interrupts.computing():
             shown.append("never")
     assert shown == ["whole"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
