@@ -200,7 +200,7 @@ def _editor(talk: Chat) -> QuestionEditor:
     from cg_local.cli.repl.editor import PlainEditor, TerminalEditor
 
     if os.environ.get("TERM") == "dumb" or not (sys.stdout.isatty() or sys.stderr.isatty()):
-        return PlainEditor(talk.screen.write)
+        return PlainEditor(talk.screen.write_aside)
     return TerminalEditor(
         talk.history, ChatCompleter(COMMANDS), talk.status, is_vi=talk.settings.vi, has_colors=talk.screen.has_colors
     )

@@ -39,6 +39,9 @@ class ShownScreen(Screen):
     def write(self, text: str) -> None:
         self.shown.write(text)
 
+    def write_aside(self, text: str) -> None:
+        self.shown.write(text)
+
 
 @pytest.fixture
 def chat(model: LocalModel, tmp_path: Path, no_page_leaks: None) -> Iterator[Chat]:

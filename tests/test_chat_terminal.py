@@ -13,7 +13,10 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals of this kind are Unix's", allow_module_level=True)
 
-from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, Terminal, masked, scripted_chat
+from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, SCRIPTED_CHAT, UP, Terminal, masked, scripted_chat
+from scripted_chat import HOSTILE
+
+from cg_local.quant import quantize
 
 SCREENS = Path(__file__).parent / "screens"
 
@@ -22,8 +25,6 @@ SCREENS = Path(__file__).parent / "screens"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy that says of itself that it is tuned for chat."""
     from toy_models import MQA, write_toy_checkpoint
-
-    from cg_local.quant import quantize
 
     root = tmp_path_factory.mktemp("chat")
     values = {**MQA, "max_position_embeddings": 2048}
@@ -139,6 +140,16 @@ def test_what_is_typed_while_an_answer_comes_waits_for_the_next_prompt(chat: Ter
     chat.type(CTRL_C)
 
 
+def test_line_that_is_sent_while_an_answer_comes_is_asked_next(chat: Terminal) -> None:
+    chat.type("count", ENTER)
+    chat.wait_for("1 2 3 4 5")
+    number = chat.num_prompts + 2
+    chat.type("say ahead", ENTER)
+    chat.interrupt()
+    chat.wait_for_prompt(number)
+    assert "ahead" in chat.screen()
+
+
 def test_interrupt_at_the_prompt_empties_the_line_and_then_tells_how_to_leave(chat: Terminal) -> None:
     chat.type("not sent")
     chat.wait_for("not sent")
@@ -203,8 +214,8 @@ def test_vi_keys_can_be_chosen(chat: Terminal) -> None:
     chat.type("say wrong", "\x1b")
     chat.wait_for("say wrong")
     chat.read(0.6)  # a lone Escape is told from a key sequence by time
-    chat.type("bcwright", ENTER)
-    chat.wait_for("^right$")
+    chat.ask("bcwright")
+    assert "right" in chat.screen()
     chat.ask("/set vi off")
 
 
@@ -244,8 +255,7 @@ def test_commands_on_turns(chat: Terminal, request: pytest.FixtureRequest) -> No
     chat.ask("/undo")
     chat.ask("first")
     chat.ask("/regen")
-    chat.type("/edit", ENTER)
-    chat.wait_for(">>> first$")
+    chat.ask("/edit")
     chat.ask(" edited")
     chat.ask("/system")
     chat.ask("/system none")
@@ -351,6 +361,36 @@ def test_conversations_are_listed_named_and_loaded(chat: Terminal) -> None:
     assert "2 turns before" in chat.screen()
     chat.ask("/load no such talk")
     assert any("no such conversation" in line for line in chat.screen())
+
+
+def test_base_model_says_that_it_is_none_for_chat_and_what_it_is_for(
+    chat: Terminal, model: Path, home: Path, request: pytest.FixtureRequest
+) -> None:
+    source = model.parent / "source"
+    source.joinpath("tokenizer_config.json").unlink()
+    quantize(source, home / "data" / "models" / "base", "q4")
+    chat.ask("/model base")
+    chat.ask("say a question")
+    assert [line for line in chat.screen() if line][-2] == ">>> say a question"  # back in the editor
+    chat.type(CTRL_C)
+    chat.ask("/complete some text")
+    chat.ask("/set force")
+    chat.ask("say answered all the same")
+    chat.ask("/set force off")
+    chat.ask(f"/model {model}")
+    chat.ask("/model no-such-model")
+    assert_screen(chat, "base", request)
+
+
+def test_answers_go_to_a_file_as_they_are_while_the_terminal_edits(model: Path, home: Path) -> None:
+    command = f"exec {sys.executable} {SCRIPTED_CHAT} chat --no-save --model {model} > answers.txt"
+    terminal = Terminal(["/bin/sh", "-c", command], home)
+    terminal.wait_for_prompt()
+    terminal.ask("hostile")
+    terminal.type(CTRL_D)
+    assert terminal.wait_for_end() == 0
+    assert HOSTILE.encode() in home.joinpath("answers.txt").read_bytes()
+    assert "red" not in "\n".join(terminal.screen())
 
 
 def test_killed_chat_is_resumed_with_all_that_was_written(model: Path, home: Path) -> None:

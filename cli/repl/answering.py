@@ -78,13 +78,13 @@ class AnswerView:
     """
 
     def __init__(self, screen: Screen, *, is_markdown: bool) -> None:
-        self._filter = TerminalFilter()
+        self._filter = TerminalFilter() if screen.is_terminal else None
         self._write, self._last = screen.write, "\n"
         self._markdown = MarkdownStream(screen.write, screen.columns, screen.ink) if is_markdown else None
 
     def push(self, text: str) -> None:
         """Show the next piece."""
-        shown = self._filter.push(text)
+        shown = text if self._filter is None else self._filter.push(text)
         if self._markdown is not None:
             self._markdown.push(shown)
         elif shown:

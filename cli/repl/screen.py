@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from prompt_toolkit.output import create_output
+from prompt_toolkit.output import Output, create_output
 from rich.cells import cell_len, set_cell_size
 
 from cg_local.cli.repl.ink import COLORS, PLAIN, Ink, ink_level
@@ -34,19 +34,23 @@ class Screen:
 
     Attributes:
         ink: draws styles.
+        is_terminal: answers go to a terminal, and not into a file.
         is_rendering: answers are shown as Markdown.
         is_wrapping: prose is broken into lines at words.
     """
 
     def __init__(self, *, is_plain: bool = False) -> None:
-        level = PLAIN if is_plain else ink_level(sys.stdout.isatty())
+        self.is_terminal = sys.stdout.isatty()
+        level = PLAIN if is_plain else ink_level(self.is_terminal)
         # A console of Windows that knows no escape sequences would show them.
         self._output = create_output(sys.stdout)
+        # Where answers go to a file, it shall hold nothing else.
+        self._aside = self._output if self.is_terminal else create_output(sys.stderr)
         if os.name == "nt" and type(self._output).__name__ == "Win32Output":
             level = PLAIN
         self.ink = Ink(level)
         self.is_rendering = self.is_wrapping = level != PLAIN
-        self._has_progress = level != PLAIN and sys.stdout.isatty()
+        self._has_progress = level != PLAIN and self.is_terminal
         self._lock = threading.Lock()
         self._is_progress_shown = False
 
@@ -55,23 +59,30 @@ class Screen:
         return shutil.get_terminal_size().columns if self.is_wrapping else 0
 
     def write(self, text: str) -> None:
-        """Write text that is fit for the terminal (`terminal_text`)."""
+        """Write a part of an answer, fit for the terminal (`terminal_text`) if there is one."""
+        self._write(self._output, text)
+
+    def write_aside(self, text: str) -> None:
+        """Write what belongs to no answer; it goes to stderr where answers go to a file."""
+        self._write(self._aside, text)
+
+    def _write(self, output: Output, text: str) -> None:
         if text:
             with self._lock:
-                self._output.write_raw(text)
-                self._output.flush()
+                output.write_raw(text)
+                output.flush()
 
     def say(self, text: str = "", *kinds: str) -> None:
         """Write a line of the program's own; what a model or file wrote in it is made fit."""
         for line in visible_text(text).split("\n"):
             columns = self.columns()
             if columns and cell_len(line) >= columns:
-                words = WordWrapper(self.write, self.columns, self.ink)
+                words = WordWrapper(self.write_aside, self.columns, self.ink)
                 words.begin()
                 words.put([Span(line, kinds)])
                 words.end()
             else:
-                self.write(self.ink.draw(line, *kinds) + "\n")
+                self.write_aside(self.ink.draw(line, *kinds) + "\n")
 
     def fitted(self, text: str) -> str:
         """Return a text cut to one line of the terminal."""
@@ -98,7 +109,7 @@ class Screen:
 
     def send_sequence(self, sequence: str) -> bool:
         """Send an escape sequence to a terminal that knows some; return whether it was sent."""
-        if self.ink.level == PLAIN or not sys.stdout.isatty():
+        if self.ink.level == PLAIN or not self.is_terminal:
             return False
         self.write(sequence)
         return True

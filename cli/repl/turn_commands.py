@@ -175,4 +175,4 @@ def show_messages(chat: Chat) -> None:
     """Show the whole conversation as it was written."""
     for message in chat.conversation.messages:
         chat.screen.say(f"{message.role}:{' (cut)' if message.is_cut else ''}", "bold")
-        chat.screen.write(visible_text(message.text) + "\n\n")
+        chat.screen.write_aside(visible_text(message.text) + "\n\n")
