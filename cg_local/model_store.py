@@ -77,6 +77,11 @@ def config_path() -> Path:
     return _folder("", "user_config_path") / "config.toml"
 
 
+def known_models() -> list[str]:
+    """Return the names of models: the embedded ones and those in `models_folder`."""
+    return [*EMBEDDED, *sorted(path.name for path in models_folder().glob("*") if path.is_dir())]
+
+
 def find_model(name_or_path: str | Path) -> FoundModel:
     """Find a model without opening or quantizing it.
 
@@ -97,9 +102,8 @@ def find_model(name_or_path: str | Path) -> FoundModel:
         return FoundModel(text, Path(name_or_path))
     if not is_name:
         raise ModelFolderError(f"{text}: no such folder; give a model folder or the name of a model")
-    named = sorted(path.name for path in models_folder().glob("*") if path.is_dir())
     raise ModelFolderError(
-        f"{text}: no such model or folder; known names: {', '.join([*EMBEDDED, *named])}; published weights "
+        f"{text}: no such model or folder; known names: {', '.join(known_models())}; published weights "
         "become a model by `cg-local quantize SOURCE DEST`"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -84,6 +84,7 @@ def chat(
 
 def _chat(given: ChatArguments, *, is_model_named: bool) -> None:
     request = given.request
+    _refuse_model_name(request.words)
     prepared = prepare(request) if wants_one_answer(request) else None
     saved = _saved_session(given.session or (LAST_SESSION if given.continue_last else None))
     saved_model = saved.model if saved is not None else ""
@@ -141,6 +142,15 @@ def kv_store(size: str) -> KVStore:
     from cg_local.settings import parsed_size
 
     return KVStore(kv_folder(), max_bytes=parsed_size(size))
+
+
+def _refuse_model_name(words: Sequence[str]) -> None:
+    """Tell who writes a model's name where other programs take it; as a question it means nothing."""
+    from cg_local.model_store import known_models
+
+    if len(words) == 1 and words[0] in known_models():
+        message = f"{words[0]!r} is the name of a model: write -m {words[0]}, and a question behind it if there is one."
+        raise typer.BadParameter(message, param_hint="QUESTION")
 
 
 def default_model() -> str:

@@ -76,6 +76,21 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Callabl
     return folder_of
 
 
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of a quantized toy that says of itself that it is tuned for chat; its weights' folder is beside it."""
+    from toy_models import MQA, write_toy_checkpoint
+
+    from cg_local.quant import quantize
+
+    root = tmp_path_factory.mktemp("chat")
+    values = {**MQA, "max_position_embeddings": 2048}
+    source = write_toy_checkpoint(root / "source", values, has_tokenizer=True)
+    source.joinpath("tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    quantize(source, root / "toy-it", "q4")
+    return root / "toy-it"
+
+
 @pytest.fixture
 def no_page_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After the test, the pages in use of every engine must be exactly those of its unfinished sequences."""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Inside
 
 from cg_local.attachments import Attachment, read_attachment
 from cg_local.cli.external_editor import edit_text, editor_command
@@ -256,3 +257,11 @@ def test_interrupt_ends_computing_but_no_showing() -> None:
             shown.append("never")
     assert shown == ["whole"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_name_of_a_model_as_question_is_told_where_it_belongs(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Inside(capfdbinary, monkeypatch).run("chat", "nano", home=tmp_path)
+    assert done.returncode == 2
+    assert "'nano' is the name of a model: write -m nano" in " ".join(done.stderr.decode().split())

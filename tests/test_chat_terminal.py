@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,25 +14,11 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals of this kind are Unix's", allow_module_level=True)
 
-from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, SCRIPTED_CHAT, UP, Terminal, masked, scripted_chat
-from scripted_chat import HOSTILE
+from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, Terminal, masked, scripted_chat
 
 from cg_local.quant import quantize
 
 SCREENS = Path(__file__).parent / "screens"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy that says of itself that it is tuned for chat."""
-    from toy_models import MQA, write_toy_checkpoint
-
-    root = tmp_path_factory.mktemp("chat")
-    values = {**MQA, "max_position_embeddings": 2048}
-    source = write_toy_checkpoint(root / "source", values, has_tokenizer=True)
-    source.joinpath("tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    quantize(source, root / "toy-it", "q4")
-    return root / "toy-it"
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +27,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(model: Path, home: Path) -> Iterator[Terminal]:
+def running(chat_folder: Path, home: Path) -> Iterator[Terminal]:
     editor = home / "editor.sh"
     editor.write_text('#!/bin/sh\nprintf %s "$(cat "$1")" > draft.txt\ncat edited.txt > "$1"\n')
     editor.chmod(0o700)
-    terminal = scripted_chat(model, home, variables={"VISUAL": str(editor)})
+    terminal = scripted_chat(chat_folder, home, variables={"VISUAL": str(editor)})
     terminal.wait_for_prompt()
     yield terminal
     terminal.type("x", CTRL_C, CTRL_D)
@@ -364,9 +351,9 @@ def test_conversations_are_listed_named_and_loaded(chat: Terminal) -> None:
 
 
 def test_base_model_says_that_it_is_none_for_chat_and_what_it_is_for(
-    chat: Terminal, model: Path, home: Path, request: pytest.FixtureRequest
+    chat: Terminal, chat_folder: Path, home: Path, request: pytest.FixtureRequest
 ) -> None:
-    source = model.parent / "source"
+    source = shutil.copytree(chat_folder.parent / "source", home / "base-source")
     source.joinpath("tokenizer_config.json").unlink()
     quantize(source, home / "data" / "models" / "base", "q4")
     chat.ask("/model base")
@@ -377,58 +364,6 @@ def test_base_model_says_that_it_is_none_for_chat_and_what_it_is_for(
     chat.ask("/set force")
     chat.ask("say answered all the same")
     chat.ask("/set force off")
-    chat.ask(f"/model {model}")
+    chat.ask(f"/model {chat_folder}")
     chat.ask("/model no-such-model")
     assert_screen(chat, "base", request)
-
-
-def test_answers_go_to_a_file_as_they_are_while_the_terminal_edits(model: Path, home: Path) -> None:
-    command = f"exec {sys.executable} {SCRIPTED_CHAT} chat --no-save --model {model} > answers.txt"
-    terminal = Terminal(["/bin/sh", "-c", command], home)
-    terminal.wait_for_prompt()
-    terminal.ask("hostile")
-    terminal.type(CTRL_D)
-    assert terminal.wait_for_end() == 0
-    assert HOSTILE.encode() in home.joinpath("answers.txt").read_bytes()
-    assert "red" not in "\n".join(terminal.screen())
-
-
-def test_killed_chat_is_resumed_with_all_that_was_written(model: Path, home: Path) -> None:
-    first = scripted_chat(model, home)
-    first.wait_for_prompt()
-    first.ask("say before the crash")
-    first.type("count", ENTER)
-    first.wait_for("1 2 3 4 5 6 7 8")
-    shown = max(int(word) for line in first.screen() for word in line.split() if word.isdecimal())
-    first.kill()
-
-    second = scripted_chat(model, home, "--continue")
-    second.wait_for_prompt()
-    text = "\n".join(second.screen())
-    assert f" {shown - 2} " in text  # of the newest number and the one before, a digit may not have been saved
-    assert "(cut)" in text
-    second.ask("turns")
-    assert "4 turns before" in second.screen()
-    second.type("/bye", ENTER)
-    assert second.wait_for_end() == 0
-
-
-def test_plain_and_dumb_terminals_get_no_escape_sequences(model: Path, home: Path) -> None:
-    terminal = scripted_chat(model, home, "--no-save", variables={"TERM": "dumb"})
-    terminal.wait_for(">>> $|>>>$")
-    terminal.type('"""markdown', ENTER, '"""', ENTER)
-    terminal.wait_for("> 数字を足す。")
-    terminal.type("/exit", ENTER)
-    assert terminal.wait_for_end() == 0
-    assert b"\x1b" not in terminal.output
-    assert b"`add(1, 2)` is **3**" in terminal.output
-
-
-def test_no_color_keeps_the_form_and_sets_no_colour(model: Path, home: Path) -> None:
-    terminal = scripted_chat(model, home, "--no-save", variables={"NO_COLOR": "1"})
-    terminal.wait_for_prompt()
-    terminal.ask("markdown")
-    terminal.type(CTRL_D)
-    assert terminal.wait_for_end() == 0
-    assert any(line.startswith("── python [1] ") for line in terminal.screen())
-    assert re.search(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|9[0-7]|38|48)[;m]", terminal.output) is None

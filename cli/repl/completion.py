@@ -12,9 +12,10 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 
 from cg_local.cli.repl.commands import Command, CommandTable
-from cg_local.cli.repl.model_commands import TOPICS, known_models
+from cg_local.cli.repl.model_commands import TOPICS
 from cg_local.cli.repl.settings import SUMMARIES
 from cg_local.errors import CgLocalError
+from cg_local.model_store import known_models
 
 MAX_SESSIONS = 20
 

@@ -14,6 +14,7 @@ from cg_local.cli.repl.turn_commands import show_messages, system
 from cg_local.cli.terminal_text import visible_line
 from cg_local.errors import ConfigError
 from cg_local.memory import readable_size, resident_bytes
+from cg_local.model_store import known_models
 
 # What people type who come from other programs.
 _SYNONYMS = {
@@ -171,16 +172,6 @@ def model(chat: Chat, argument: str) -> None:
     chat.last, chat.omitted_turns = None, 0
     chat.screen.note(f"{chat.model_name} ({loaded.scheme}) answers from here on.")
     tell_base_model(chat)
-
-
-def known_models() -> list[str]:
-    """Return the names of models: embedded ones and those in the data folder."""
-    from cg_local.model_store import models_folder
-    from cg_local.models import EMBEDDED
-
-    folder = models_folder()
-    named = sorted(path.name for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
-    return [*EMBEDDED, *named]
 
 
 def tell_base_model(chat: Chat) -> None:
