@@ -83,6 +83,14 @@ def available_bytes() -> int | None:
         return None
 
 
+def resident_bytes() -> int | None:
+    """Return the memory that this process has resident, mapped weights included; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
 def check_memory(name: str, need: MemoryNeed, available: int | None) -> None:
     """Refuse what cannot fit.
 

@@ -25,8 +25,12 @@ _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 # Each command is the function of the same name in the module of the same name.
 COMMANDS = {
+    "chat": "Talk about code, or answer one question.",
     "fill": "Fill the gap at a cursor in a file.",
     "complete": "Continue a text.",
+    "sessions": "List, show, search, export and remove conversations.",
+    "config": "Show and change what is set.",
+    "cache": "Show and clear what is kept to be quick.",
     "quantize": "Turn published weights into a model folder.",
     "info": "Show a model's size and whether it fits in memory.",
     "eval": "Measure loss and exact match on a file of requests.",
@@ -37,7 +41,7 @@ COMMANDS = {
 HELP = f"""\
 Usage: {PROGRAM} [OPTIONS] COMMAND [ARGS]...
 
-  CodeGemma on your own machine: fills gaps in code, without a network.
+  CodeGemma on your own machine: fills gaps in code and answers questions, without a network.
 
 Commands:
 {"".join(f"  {name:<10}{summary}{chr(10)}" for name, summary in COMMANDS.items())}
@@ -49,6 +53,7 @@ Options:
   -h, --help            Show this message. Every command has its own --help.
 
 Examples:
+  {PROGRAM} chat
   {PROGRAM} fill src/parser.py:42
   {PROGRAM} quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
   {PROGRAM} fill src/parser.py:42 --model ~/models/codegemma-2b-q4

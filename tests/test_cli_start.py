@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from inspect import isfunction
 from typing import Any
 
 import pytest
@@ -31,7 +32,11 @@ def outcome(param: Any, context: Any, value: object) -> tuple[object, ...]:
     return type(found), repr(found)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# The others are groups of commands.
+FUNCTIONS = [name for name in COMMANDS if isfunction(getattr(import_module(f"cg_local.cli.{name}"), name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_quick_values_are_those_of_typer(name: str) -> None:
     quick = LazyGroup(name="cg-local").get_command(None, name)
     app = typer.Typer(add_completion=False)
@@ -39,7 +44,7 @@ def test_quick_values_are_those_of_typer(name: str) -> None:
     plain = get_command(app)
     with quick.make_context(name, [], resilient_parsing=True) as context:
         pairs = list(zip(quick.get_params(context), plain.get_params(context), strict=True))
-        assert len(pairs) > 3
+        assert len(pairs) > 2
         for ours, theirs in pairs:
             assert ours.name == theirs.name
             for value in (ours.default, None, *TEXTS):

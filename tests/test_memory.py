@@ -96,6 +96,8 @@ def test_available_memory_is_positive_where_it_is_known() -> None:
     assert available is None or available > 1 << 20
 
 
-@pytest.mark.parametrize(("size", "text"), [(512, "0.5 KiB"), (3 << 19, "1.5 MiB"), (5 << 29, "2.5 GiB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(512, "512 bytes"), (3 << 9, "1.5 KiB"), (3 << 19, "1.5 MiB"), (5 << 29, "2.5 GiB")]
+)
 def test_size_is_written_in_binary_units(size: int, text: str) -> None:
     assert readable_size(size) == text
