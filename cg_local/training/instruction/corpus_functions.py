@@ -1,7 +1,7 @@
 """Short functions of a prepared corpus, as subjects.
 
 Owns the choice: which functions are short and plain enough to talk about. It reads what `prepare` wrote and executes
-nothing. Invariant: a subject's source is a piece of its file, apart from the docstring and the indentation.
+nothing. Invariant: a subject's source is a piece of its file, apart from the docstring.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ast
 import doctest
 import hashlib
 import json
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,24 +75,26 @@ def is_plain(source: str, node: ast.FunctionDef) -> bool:
         and "\n\n" not in source
         and "#" not in source
         and not node.name.startswith("test")
-        and not node.decorator_list
         and len(node.args.args) <= 4
     )
 
 
 def subjects_of(text: str) -> Iterator[tuple[Subject, Subject | None]]:
     """The plain top-level functions of a file, and for each with examples the same with its docstring kept."""
+    lines = text.split("\n")
     for node in ast.parse(text).body:
-        segment = ast.get_source_segment(text, node) if isinstance(node, ast.FunctionDef) else None
-        if segment is None or len(segment) > 4 * MAX_CHARS:
+        if not isinstance(node, ast.FunctionDef) or node.decorator_list:
             continue
-        source = textwrap.dedent(segment)
-        parsed = ast.parse(source).body[0]
-        assert isinstance(parsed, ast.FunctionDef)
-        docstring, bare = ast.get_docstring(parsed) or "", without_docstring(source, parsed)
+        # ast.get_source_segment would split the whole file anew for each function.
+        source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        if len(source) > 4 * MAX_CHARS:
+            continue
         try:
+            parsed = ast.parse(source).body[0]
+            assert isinstance(parsed, ast.FunctionDef)
+            docstring, bare = ast.get_docstring(parsed) or "", without_docstring(source, parsed)
             ast.parse(bare)
-        except SyntaxError:  # a function that is nothing but a docstring
+        except SyntaxError:  # nothing but a docstring, or lines joined by a backslash
             continue
         if is_plain(bare, parsed):
             calls = doctest_calls(parsed.name, docstring)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cg_local.training.decontamination import word_runs
-from cg_local.training.instruction.conversation import Conversation, code_blocks
+from cg_local.training.instruction.conversation import FENCE, Conversation, code_blocks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,13 +80,13 @@ def finds(right, wrong):
 
 
 def has(*parts):
-    return all(part.lower() in answer.lower() for part in parts)
+    return all(part.lower() in prose.lower() for part in parts)
 
 
 def has_any(*parts):
-    return any(part.lower() in answer.lower() for part in parts)
+    return any(part.lower() in prose.lower() for part in parts)
 '''
-"""Functions for checks; `answer` and `code` are set before."""
+"""Functions for checks; `answer`, its `code` and its `prose` are set before."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,15 @@ class Question:
     def parses(self, answer: str) -> bool:
         """Whether an answer holds code, and all of it is Python."""
         try:
-            return any(ast.parse(block).body for block in code_blocks(answer))
+            bodies = [ast.parse(block).body for block in code_blocks(answer)]
         except (SyntaxError, ValueError):
             return False
+        return any(bodies)
 
     def program(self, answer: str) -> str:
         """The program that ends without an error if the answer is right."""
-        code = "\n".join(code_blocks(answer))
-        return f"answer, code = {answer!r}, {code!r}\n{PREAMBLE}\n{self.check.strip()}\n"
+        code, prose = "\n".join(code_blocks(answer)), FENCE.sub("", answer + "\n")
+        return f"answer, code, prose = {answer!r}, {code!r}, {prose!r}\n{PREAMBLE}\n{self.check.strip()}\n"
 
 
 def read_questions(path: Path = FILE) -> list[Question]:
