@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fifty fixed questions to a chat model: does the code parse, does the answer end by itself, is it right.
 
-This file owns the command and the figures. The questions and their checks are `cg_local.training.instruction.questions`',
-walls around the programs `sandbox`'s. Invariant: every question counts, unanswered ones too.
+This file owns the command and the figures. The questions and their checks are those of
+`cg_local.training.instruction.questions`, the walls around programs `sandbox`'s. Invariant: every question counts.
 
     python benchmarks/instruction_questions.py --model nano-it --scheme q4
     python benchmarks/instruction_questions.py --check-scorer
@@ -121,7 +121,10 @@ def scores(results: Sequence[Result]) -> dict[str, dict[str, int]]:
 
 def table(results: Sequence[Result]) -> str:
     """The scores as a Markdown table."""
-    lines = ["| asked for | questions | code parses | stops by itself | passes its check |", "| --- | --: | --: | --: | --: |"]
+    lines = [
+        "| asked for | questions | code parses | stops by itself | passes its check |",
+        "| --- | --: | --: | --: | --: |",
+    ]
     for name, row in scores(results).items():
         parsed = f"{row['parsed']} of {row['asked_for_code']}" if row["asked_for_code"] else "-"
         lines.append(f"| {name} | {row['questions']} | {parsed} | {row['stopped']} | {row['passed']} |")

@@ -20,11 +20,15 @@ QUESTIONS = read_questions()
 OTHER_ANSWERS = {
     "Can you give me": fenced("def f(n):\n    return n % 2 == 0"),
     "Please write me some": fenced("def f(n):\n    return 1 if n < 2 else n * f(n - 1)"),
-    "How could I count": fenced("def f(text):\n    words = text.split()\n    return {w: words.count(w) for w in words}"),
+    "How could I count": fenced(
+        "def f(text):\n    words = text.split()\n    return {w: words.count(w) for w in words}"
+    ),
     "Write a function that returns the product": fenced("def f(x):\n    return x[0] * x[-1]"),
-    "Can you add type hints": fenced("def count_in_text(text: str, letter: str) -> int:\n    return text.count(letter)"),
+    "Can you add type hints": fenced(
+        "def count_in_text(text: str, letter: str) -> int:\n    return text.count(letter)"
+    ),
     "What does this function do?": "`net` takes `price` and `tax` and returns `price - tax`.",
-    "Explain this code": "For each `name` in `names`, if it is longer than `size`, it is put in `found`, which is returned.",
+    "Explain this code": "For each `name` in `names`, if it is longer than `size`, it is added; it returns `found`.",
     "Explain: ": "It returns True if `age` is at least 18.",
     "Write a test for": fenced("def test_plus_two():\n    assert plus_two(2, 3) == 5"),
     "Please write a unit": fenced('def test_it():\n    assert to_capitals("a") == "A"'),

@@ -117,13 +117,17 @@ def test_chat_template_for_transformers_gives_the_ids_of_the_chat_prompt(tokeniz
     jinja2 = pytest.importorskip("jinja2")
     template = json.loads((NANO_IT / "tokenizer_config.json").read_text())["chat_template"]
     messages = [
-        {"role": "user", "content": " hello "}, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "bye"},
+        {"role": "user", "content": " hello "},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": "bye"},
     ]  # fmt: skip
 
     text = jinja2.Template(template).render(messages=messages, bos_token="<bos>", add_generation_prompt=True)
 
     expected = chat_prompt(tokenizer, messages, max_prompt_tokens=512).token_ids
-    pieces = text.replace("<bos>", "\0\3").replace("<start_of_turn>", "\0\1").replace("<end_of_turn>", "\0\2").split("\0")
+    pieces = (
+        text.replace("<bos>", "\0\3").replace("<start_of_turn>", "\0\1").replace("<end_of_turn>", "\0\2").split("\0")
+    )
     controls = {"\3": tokenizer.bos_id, "\1": tokenizer.start_of_turn_id, "\2": tokenizer.end_of_turn_id}
     found: list[int] = []
     for piece in pieces:

@@ -19,9 +19,58 @@ from cg_local.training.instruction.subjects import Subject
 MIN_LINES, MAX_LINES, MAX_CHARS, MAX_LINE_CHARS = 3, 10, 360, 88
 
 VERBS = frozenset(
-    "return compute calculate get find check convert create build make count add remove read write print parse split "
-    "join sort filter test determine generate set load save open merge replace compare apply update extract format "
-    "encode decode normalize validate list select insert delete reverse evaluate yield iterate copy match wrap".split()
+    [
+        "return",
+        "compute",
+        "calculate",
+        "get",
+        "find",
+        "check",
+        "convert",
+        "create",
+        "build",
+        "make",
+        "count",
+        "add",
+        "remove",
+        "read",
+        "write",
+        "print",
+        "parse",
+        "split",
+        "join",
+        "sort",
+        "filter",
+        "test",
+        "determine",
+        "generate",
+        "set",
+        "load",
+        "save",
+        "open",
+        "merge",
+        "replace",
+        "compare",
+        "apply",
+        "update",
+        "extract",
+        "format",
+        "encode",
+        "decode",
+        "normalize",
+        "validate",
+        "list",
+        "select",
+        "insert",
+        "delete",
+        "reverse",
+        "evaluate",
+        "yield",
+        "iterate",
+        "copy",
+        "match",
+        "wrap",
+    ]
 )
 """First words of docstrings that are taken for a summary in the infinitive."""
 

@@ -89,7 +89,8 @@ FIELDS = (
     "year", "email", "score", "level", "weight", "length", "status", "brand", "text", "city", "id", "radius", "salary",
 )  # fmt: skip
 COMMON_NAMES = (
-    "foo", "f", "compute", "process", "helper", "my_function", "solve", "run", "calculate", "func", "transform", "check",
+    "foo", "f", "compute", "process", "helper", "my_function", "solve", "run", "calculate", "func", "transform",
+    "check",
     "get_result", "do_it", "work", "apply_rule", "convert", "handle", "task_one", "step_two", "evaluate", "operation",
 )  # fmt: skip
 VERBS = ("get", "make", "find", "compute", "build", "calc", "fetch", "show", "my", "quick", "test", "new", "do")
@@ -139,9 +140,9 @@ def load_families() -> list[Family]:
 
 def type_of(slot: str, family: Family) -> str:
     """Type of an argument slot in a family."""
-    if slot in ("first", "second") and family.returns in ("str", "dict") or family.key == "is_anagram":
+    if (slot in ("first", "second") and family.returns in ("str", "dict")) or family.key == "is_anagram":
         return "str" if family.returns != "dict" else "dict"
-    if slot in ("part", "target") and "text" in family.args or slot == "target" and family.key == "copy_file":
+    if (slot in ("part", "target") and "text" in family.args) or (slot == "target" and family.key == "copy_file"):
         return "str"
     if slot in SLOTS:
         return SLOTS[slot][0]

@@ -15,12 +15,30 @@ from cg_local.training.instruction.families import pick
 from cg_local.training.instruction.subjects import Subject, with_type_hints
 from cg_local.training.instruction.tasks import answer, documented, explained, rename_subject, test_code, used
 
-DOCSTRING = ("Add a docstring.", "Now add a docstring.", "Can you add a docstring?", "and with a docstring?", "Document it.")
+DOCSTRING = (
+    "Add a docstring.",
+    "Now add a docstring.",
+    "Can you add a docstring?",
+    "and with a docstring?",
+    "Document it.",
+)
 HINTS = ("Add type hints.", "Now add type hints.", "Can you add types?", "with type hints please", "Annotate it.")
-EXPLAIN = ("Explain it.", "How does it work?", "What does it do?", "Explain this, please.", "Can you explain it?", "explain")
+EXPLAIN = (
+    "Explain it.",
+    "How does it work?",
+    "What does it do?",
+    "Explain this, please.",
+    "Can you explain it?",
+    "explain",
+)
 TEST = ("Write a test for it.", "Now write a test.", "Can you write a test?", "Add a test.", "How do I test it?")
 USE = ("How do I call it?", "How do I use it?", "Give me an example.", "Show me an example.", "Example?")
-RENAME = ("Rename {old} to {new}.", "Now rename {old} to {new}.", "Please call {old} {new}.", "Use {new} instead of {old}.")
+RENAME = (
+    "Rename {old} to {new}.",
+    "Now rename {old} to {new}.",
+    "Please call {old} {new}.",
+    "Use {new} instead of {old}.",
+)
 
 
 def docstring(subject: Subject, rng: np.random.Generator) -> tuple[Turn, Subject] | None:

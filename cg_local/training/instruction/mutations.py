@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import keyword
+import sys
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,13 +50,19 @@ def replaced(source: str, token: tokenize.TokenInfo, new: str) -> str:
 
 def swaps(source: str, tokens: list[tokenize.TokenInfo]) -> Iterator[Bug]:
     """Wrong operators and wrong functions."""
-    for before, token in zip(tokens, tokens[1:]):  # noqa: B905 (pairs of neighbours; the last has none)
+    for before, token in itertools.pairwise(tokens):
         is_star = token.string in ("*", "**") and before.string in ("(", ",", "{")
         is_for = token.string == "in" and "for " in token.line[: token.start[1]]
-        is_sign = token.string == "-" and before.type in (tokenize.OP, tokenize.NAME) and before.string not in (")", "]")
+        is_sign = (
+            token.string == "-" and before.type in (tokenize.OP, tokenize.NAME) and before.string not in (")", "]")
+        )
         is_sign = is_sign and not (before.type == tokenize.NAME and not keyword.iskeyword(before.string))
         is_definition = before.string == "def"
-        if token.string in SWAPS and token.type != tokenize.STRING and not (is_star or is_for or is_sign or is_definition):
+        if (
+            token.string in SWAPS
+            and token.type != tokenize.STRING
+            and not (is_star or is_for or is_sign or is_definition)
+        ):
             wrong = SWAPS[token.string]
             yield Bug(replaced(source, token, wrong), f"`{wrong}` must be `{token.string}`.")
 
@@ -79,7 +87,7 @@ def missing_ends(source: str, tokens: list[tokenize.TokenInfo]) -> Iterator[Bug]
 
 def missing_parts(source: str, tokens: list[tokenize.TokenInfo]) -> Iterator[Bug]:
     """A missing return, colon, bracket or self."""
-    for token, after in zip(tokens, tokens[1:]):  # noqa: B905
+    for token, after in itertools.pairwise(tokens):
         if token.string == "return" and after.type not in (tokenize.NEWLINE, tokenize.OP):
             whole = token._replace(end=after.start)
             yield Bug(replaced(source, whole, ""), "The `return` was missing.")
@@ -170,14 +178,13 @@ def is_felt(name: str, bug: Bug, calls: tuple[tuple[str, str], ...]) -> bool:
         return True
 
 
-def run_bounded(expression: str, space: dict[str, Any], max_events: int = 5_000) -> Any:
-    """Evaluate an expression; RuntimeError after `max_events` lines."""
-    import sys
-
+def run_bounded(expression: str, space: dict[str, Any], max_events: int = 20_000) -> Any:
+    """Evaluate an expression; RuntimeError after `max_events` instructions of the interpreter."""
     events = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal events
+        frame.f_trace_opcodes = True  # a loop on one line has no event for its line
         events += 1
         if events > max_events:
             raise RuntimeError("endless")

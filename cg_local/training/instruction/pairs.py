@@ -85,12 +85,17 @@ def first_turn(sources: Sources, rng: np.random.Generator) -> tuple[str, Turn, S
 def corpus_turn(sources: Sources, rng: np.random.Generator) -> tuple[str, Turn, Subject] | None:
     """The same about a function of the corpus."""
     kind = draw(CORPUS_TASKS, rng)
-    subject: Subject = pick(rng, sources.shown if kind == "test" else sources.bare)
+    subjects = sources.shown if kind == "test" else sources.bare
+    if not subjects:
+        return None
+    subject: Subject = pick(rng, subjects)
     if kind == "write":
         if not subject.summary or subject.function is None:
             return None
         head = subject.source.split("\n")[0].removeprefix("def ").rstrip(":")
-        question = f"Write the function `{head}` with this docstring: {subject.summary[:1].upper()}{subject.summary[1:]}."
+        question = (
+            f"Write the function `{head}` with this docstring: {subject.summary[:1].upper()}{subject.summary[1:]}."
+        )
         return "corpus write", Turn(question, written(subject)), subject
     turn = test(subject, rng) if kind == "test" else TASKS[kind](subject, rng)
     return None if turn is None else (f"corpus {kind}", turn, subject)

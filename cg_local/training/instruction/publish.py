@@ -59,11 +59,11 @@ answer with `<end_of_turn>` (107). For gaps in files use nano: the tuning did no
 EVALUATION = """
 ## Fifty questions
 
-`benchmarks/instruction_questions.py` asks 50 fixed questions (`cg_local/training/instruction/questions.toml`), greedy, at
-most 256 tokens. They were written before the training. The training data holds neither their wordings nor the code in
-them or in their solutions, and shares no run of ten words with them; but most ask for *kinds* of functions that it does
-hold, with other names, arguments and words. The {num_unfamiliar} marked unfamiliar ask for functions that it never asks for.
-"Passes": a program of assertions about the answer runs to its end in a sandbox.
+`benchmarks/instruction_questions.py` asks 50 fixed questions (`cg_local/training/instruction/questions.toml`), greedy,
+at most 256 tokens. They were written before the training. The training data holds neither their wordings nor the code in
+them or in their solutions, and shares no run of ten words with 25 letters with them; but most ask for *kinds* of
+functions that it does hold, with other names, arguments and words. The {num_unfamiliar} marked unfamiliar ask for
+functions that it never asks for. "Passes": a program of assertions about the answer runs to its end in a sandbox.
 """
 
 DATA = """
@@ -164,9 +164,7 @@ def publish(run: Path, out: Path, nano: Path, pairs: Path, results: Sequence[Pat
     save_file(export.published_tensors(params), out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
     export.write_json(out / "config.json", export.config(Architecture(**recipe["model"]), 2 * context))
-    export.write_json(
-        out / "generation_config.json", {**export.GENERATION_CONFIG, "eos_token_id": [1, END_OF_TURN_ID]}
-    )
+    export.write_json(out / "generation_config.json", {**export.GENERATION_CONFIG, "eos_token_id": [1, END_OF_TURN_ID]})
     export.write_json(out / "tokenizer_config.json", {**export.TOKENIZER_CONFIG, "chat_template": CHAT_TEMPLATE})
     for name in ("tokenizer.model", "LICENSE"):
         shutil.copyfile(nano / name, out / name)

@@ -26,7 +26,7 @@ FILE = Path(__file__).with_name("questions.toml")
 CODE_KINDS = ("write", "fix", "rename", "docstring", "hints", "test", "complete", "follow-up")
 """Kinds whose answer must hold code."""
 
-PREAMBLE = '''
+PREAMBLE = """
 import ast, builtins, inspect
 
 
@@ -85,7 +85,7 @@ def has(*parts):
 
 def has_any(*parts):
     return any(part.lower() in prose.lower() for part in parts)
-'''
+"""
 """Functions for checks; `answer`, its `code` and its `prose` are set before."""
 
 
@@ -133,7 +133,7 @@ def read_questions(path: Path = FILE) -> list[Question]:
 
 def plain_words(text: str) -> str:
     """The words of a text in lower case with one space between; fences, quotes and white space do not count."""
-    return " ".join(re.findall(r"\w+|[^\w\s'\"`.!?]", text.replace("```python", "").lower()))
+    return " ".join(re.findall(r"\w+|[^\w\s'\"`.!?]", text.lower().replace("```python", "")))
 
 
 class QuestionIndex:

@@ -16,7 +16,13 @@ from cg_local.training.instruction.conversation import Turn, fenced
 from cg_local.training.instruction.explain import explain
 from cg_local.training.instruction.families import FIELDS, NOUNS, Family, Filled, fill, pick
 from cg_local.training.instruction.subjects import (
-    Subject, renamable, rename, sentence, third_person, with_docstring, with_type_hints,
+    Subject,
+    renamable,
+    rename,
+    sentence,
+    third_person,
+    with_docstring,
+    with_type_hints,
 )  # fmt: skip
 
 WRITE_OPEN = (
@@ -58,7 +64,8 @@ FIX_MEANT = (
 RENAME = (
     "Rename {old} to {new}: {code}", "Rename `{old}` to `{new}` in this code. {code}", "Rename {old} to {new}. {code}",
     "Change the name {old} to {new}: {code}", "Use the name {new} instead of {old}. {code}",
-    "Please rename {old} to {new} in {code}", "rename {old} to {new} in {code}", "Replace the name {old} by {new}: {code}",
+    "Please rename {old} to {new} in {code}", "rename {old} to {new} in {code}",
+    "Replace the name {old} by {new}: {code}",
     "Call it {new} instead of {old}: {code}",
 )  # fmt: skip
 DOCSTRING = (
@@ -76,7 +83,8 @@ EXPLAIN = (
     "Describe this function: {code}", "Tell me what this code does. {code}",
 )  # fmt: skip
 TEST = (
-    "Write a test for this function. {code}", "Write a test: {code}", "Write a unit test for {code}", "Test this: {code}",
+    "Write a test for this function. {code}", "Write a test: {code}", "Write a unit test for {code}",
+    "Test this: {code}",
     "Please write tests for this. {code}", "How do I test this function? {code}", "Add a test for {code}",
     "Write a pytest test for this: {code}",
 )  # fmt: skip
@@ -125,7 +133,11 @@ def write(family: Family, rng: np.random.Generator) -> tuple[Filled, Turn]:
     if family.whole:
         filled = fill(family, rng)
         question = fill_wording(pick(rng, WRITE_CODE), pick(rng, filled.requests))
-        text = f"Here is the class `{filled.subject.name}`." if filled.subject.name else f"Here is how to {filled.requests[0]}."
+        text = (
+            f"Here is the class `{filled.subject.name}`."
+            if filled.subject.name
+            else f"Here is how to {filled.requests[0]}."
+        )
         return filled, Turn(question, answer(text, filled.subject.source))
     is_named, is_signed = draw > 0.45, draw > 0.75
     filled = fill(family, rng, own_name=is_named, own_arguments=is_signed)
@@ -183,7 +195,9 @@ def rename_subject(subject: Subject, rng: np.random.Generator) -> tuple[str, str
     if not names:
         return None
     old = pick(rng, names)
-    new = pick(rng, (*NOUNS, *FIELDS)) if rng.random() < 0.6 else f"{pick(rng, ('new', 'my', 'the', 'all', 'num'))}_{old}"
+    new = (
+        pick(rng, (*NOUNS, *FIELDS)) if rng.random() < 0.6 else f"{pick(rng, ('new', 'my', 'the', 'all', 'num'))}_{old}"
+    )
     if new in subject.source:
         return None
     return old, new, rename(subject.source, old, new)

@@ -58,7 +58,9 @@ class ConversationStream(BatchStream):
             seed: of the order.
         """
         super().__init__([], encode, recipe.data, seed)
-        self.packed = [pack(conversation, functools.partial(fim.control_free, encode)) for conversation in conversations]
+        self.packed = [
+            pack(conversation, functools.partial(fim.control_free, encode)) for conversation in conversations
+        ]
         self.blocks_per_epoch = max(1, math.ceil(len(self.packed) / BLOCK_CONVERSATIONS))
 
     def documents(self, block: int, max_tokens: int) -> Iterator[Packed]:
@@ -131,13 +133,17 @@ def read_base(base: Path, recipe: Recipe) -> model.Params:
     try:
         if base.suffix == ".npz":
             arrays = checkpoints.load(base).arrays
-            found = {name.removeprefix("params/"): value for name, value in arrays.items() if name.startswith("params/")}
+            found = {
+                name.removeprefix("params/"): value for name, value in arrays.items() if name.startswith("params/")
+            }
         else:
             tensors = load_file(base / "model.safetensors")
             found = {name: np.asarray(tensors[published_name(name)], np.float32) for name in wanted}
             found = {name: value.T if is_stored_transposed(name, value) else value for name, value in found.items()}
     except (OSError, KeyError) as error:
-        raise TrainingError(f"{base}: no weights of the recipe's shape ({error}). Give a checkpoint or a model.") from error
+        raise TrainingError(
+            f"{base}: no weights of the recipe's shape ({error}). Give a checkpoint or a model."
+        ) from error
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in wanted.items()}:
         raise TrainingError(f"{base}: its weights have other sizes than the recipe's [model]. Change the recipe.")
     return {name: jnp.asarray(found[name], jnp.float32) for name in wanted}
