@@ -132,7 +132,7 @@ def load_families() -> list[Family]:
     families = []
     for path in sorted(FOLDER.glob("*.toml")):
         for key, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
-            entries = {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in table.items()}
+            entries: dict[str, Any] = {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in table.items()}
             entries["args"] = tuple(str(table.get("args", "")).split())
             families.append(Family(key, **entries))
     return families

@@ -70,7 +70,7 @@ def with_docstring(source: str, text: str) -> str:
     """
     node = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef))
     lines = source.split("\n")
-    first = node.body[0]
+    first: ast.stmt | ast.expr = node.body[0]
     if isinstance(first, ast.FunctionDef) and first.decorator_list:
         first = first.decorator_list[0]
     indent = lines[first.lineno - 1][: first.col_offset]

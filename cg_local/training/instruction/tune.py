@@ -184,12 +184,12 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     encode = dataset.load_encoder(options.tokenizer).encode
     begin(options.folder, options.base, recipe)
-    streams = [
+    stream, validation = (
         ConversationStream(part, encode, recipe, recipe.run.seed) for part in split(read_conversations(options.pairs))
-    ]
+    )
     left = seconds_until(options.deadline) if options.deadline else 60.0 * (options.minutes or 0.0)
     end = time.time() + left
-    tuner = Tuner(recipe, options.folder, *streams, Clock(options.total_steps, lambda: end - time.time()))
+    tuner = Tuner(recipe, options.folder, stream, validation, Clock(options.total_steps, lambda: end - time.time()))
     signal.signal(signal.SIGTERM, tuner.stop)
     signal.signal(signal.SIGINT, tuner.stop)
     state = tuner.run()
