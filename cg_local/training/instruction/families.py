@@ -132,9 +132,11 @@ def load_families() -> list[Family]:
     families = []
     for path in sorted(FOLDER.glob("*.toml")):
         for key, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
-            entries: dict[str, Any] = {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in table.items()}
-            entries["args"] = tuple(str(table.get("args", "")).split())
-            families.append(Family(key, **entries))
+            fields: dict[str, Any] = {
+                name: tuple(entry) if isinstance(entry, list) else entry for name, entry in table.items()
+            }
+            fields["args"] = tuple(str(table.get("args", "")).split())
+            families.append(Family(key, **fields))
     return families
 
 

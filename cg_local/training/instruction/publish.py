@@ -60,8 +60,8 @@ EVALUATION = """
 ## Fifty questions
 
 `benchmarks/instruction_questions.py` asks 50 fixed questions (`cg_local/training/instruction/questions.toml`), greedy,
-at most 256 tokens. They were written before the training. The training data holds neither their wordings nor the code in
-them or in their solutions, and shares no run of ten words with 25 letters with them; but most ask for *kinds* of
+at most 256 tokens. They were written before the training. The training data holds neither their wordings nor the code
+in them or in their solutions, and shares no run of ten words with 25 letters with them; but most ask for *kinds* of
 functions that it does hold, with other names, arguments and words. The {num_unfamiliar} marked unfamiliar ask for
 functions that it never asks for. "Passes": a program of assertions about the answer runs to its end in a sandbox.
 """
