@@ -38,7 +38,7 @@ def load_encoder(tokenizer: Path) -> sentencepiece.SentencePieceProcessor:
 
 def is_used(package: str, path: str, recipe: Recipe) -> bool:
     """Whether a file takes part in the run: its package is not repeated 0 times, and tests only in the wanted share."""
-    if dict(recipe.data.repeats).get(package, 1) == 0:
+    if dict(recipe.data.repeats).get(package, recipe.data.other_repeats) == 0:
         return False
     draw = int(hashlib.sha256(f"{package}/{path}".encode()).hexdigest()[8:16], 16) % 1000
     return "test" not in path or draw < 1000 * recipe.run.test_share

@@ -25,6 +25,7 @@ class OptimizerRecipe:
         warmup_steps: linear rise from 0.
         decay_share: last part of the run over which the rate falls linearly to 0.
         clip_norm: largest global gradient norm.
+        average_steps: steps over which the running average of the weights forgets; the average is what is exported.
     """
 
     matrix_rate: float = 0.02
@@ -33,6 +34,7 @@ class OptimizerRecipe:
     warmup_steps: int = 60
     decay_share: float = 0.25
     clip_norm: float = 1.0
+    average_steps: int = 300
 
 
 def rate_factor(recipe: OptimizerRecipe, step: int, progress: float) -> float:
@@ -51,6 +53,11 @@ def rate_factor(recipe: OptimizerRecipe, step: int, progress: float) -> float:
     rise = min(1.0, (step + 1) / recipe.warmup_steps)
     fall = min(1.0, max(0.0, 1.0 - progress) / recipe.decay_share)
     return min(rise, fall)
+
+
+def average_share(recipe: OptimizerRecipe, step: int) -> float:
+    """Weight of the newest weights in the running average: 1 at the first step, then falling to 1 / average_steps."""
+    return 1.0 / min(recipe.average_steps, 1 + step / 4)
 
 
 def is_matrix(name: str) -> bool:

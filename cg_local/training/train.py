@@ -33,7 +33,7 @@ from cg_local.training import dataset, model, optimizer
 from cg_local.training.packing import Batch, BatchStream, prefetch
 from cg_local.training.recipe import Recipe, load_recipe
 
-StepFunction = Callable[..., tuple[model.Params, optax.OptState, dict[str, jax.Array]]]
+StepFunction = Callable[..., tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]]
 
 
 @dataclass
@@ -60,10 +60,12 @@ class Clock:
 
 @dataclass
 class State:
-    """What a checkpoint holds: weights, optimizer state, step, data position, tokens seen, seconds, row length."""
+    """What a checkpoint holds: weights, their running average, optimizer state, step, data position, tokens seen,
+    seconds, row length."""
 
     params: model.Params
     opt_state: optax.OptState
+    average: model.Params
     step: int = 0
     position: tuple[int, int] = (0, 0)
     tokens: int = 0
@@ -85,19 +87,26 @@ def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[j
 
 @functools.cache
 def make_step(recipe: Recipe) -> StepFunction:
-    """The compiled update: (params, opt_state, batch arrays, rate factor) to new params, new opt_state, figures."""
+    """The compiled update: (params, opt_state, average, batch arrays, rate factor, weight of the new weights in the
+    average) to new params, new opt_state, new average, figures."""
     transformation = optimizer.make_optimizer(recipe.optimizer)
 
     def step(
-        params: model.Params, opt_state: optax.OptState, arrays: tuple[jax.Array, ...], factor: jax.Array
-    ) -> tuple[model.Params, optax.OptState, dict[str, jax.Array]]:
+        params: model.Params,
+        opt_state: optax.OptState,
+        average: model.Params,
+        arrays: tuple[jax.Array, ...],
+        factor: jax.Array,
+        share: jax.Array,
+    ) -> tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]:
         (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
         updates, opt_state = transformation.update(gradients, opt_state, params)
         params = jax.tree.map(lambda weight, update: weight + factor * update, params, updates)
+        average = jax.tree.map(lambda mean, weight: mean + share * (weight - mean), average, params)
         squares = [jnp.sum(gradient * gradient) for gradient in gradients.values()]
-        return params, opt_state, {**figures, "gradient_norm": jnp.sqrt(sum(squares))}
+        return params, opt_state, average, {**figures, "gradient_norm": jnp.sqrt(sum(squares))}
 
-    compiled: StepFunction = jax.jit(step, donate_argnums=(0, 1))
+    compiled: StepFunction = jax.jit(step, donate_argnums=(0, 1, 2))
     return compiled
 
 
@@ -105,6 +114,7 @@ def save_state(folder: Path, state: State, recipe: Recipe) -> Path:
     """Write the state as a checkpoint; see `checkpoint.save`."""
     leaves = jax.tree.leaves(state.opt_state)
     arrays = {f"params/{name}": np.asarray(value) for name, value in state.params.items()}
+    arrays |= {f"average/{name}": np.asarray(value) for name, value in state.average.items()}
     arrays |= {f"optimizer/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
     record = {"step": state.step, "position": list(state.position), "length": state.length}
     record |= {"tokens": state.tokens, "elapsed": state.elapsed}
@@ -121,6 +131,8 @@ def restore_state(path: Path, fresh: State) -> State:
     leaves, structure = jax.tree.flatten(fresh.opt_state)
     wanted = {f"params/{name}": value for name, value in fresh.params.items()}
     wanted |= {f"optimizer/{number:04d}": leaf for number, leaf in enumerate(leaves)}
+    # Checkpoints from before there was an average: it begins at the weights.
+    means = {name: saved.arrays.pop(f"average/{name}", saved.arrays.get(f"params/{name}")) for name in fresh.params}
     found = {name: value.shape for name, value in saved.arrays.items()}
     if found != {name: value.shape for name, value in wanted.items()}:
         raise TrainingError(
@@ -135,6 +147,7 @@ def restore_state(path: Path, fresh: State) -> State:
     return State(
         params,
         opt_state,
+        {name: jnp.asarray(value) for name, value in means.items()},
         record["step"],
         (block, index),
         record["tokens"],
@@ -165,7 +178,8 @@ class Trainer:
         """
         self.recipe, self.folder, self.stream, self.validation, self.clock = recipe, folder, stream, validation, clock
         params = model.initial_params(recipe.model, recipe.run.seed)
-        self.state = State(params, optimizer.make_optimizer(recipe.optimizer).init(params))
+        average = {name: jnp.array(value) for name, value in params.items()}  # its own memory: both are donated
+        self.state = State(params, optimizer.make_optimizer(recipe.optimizer).init(params), average)
         newest = checkpoints.latest(folder)
         if newest is not None:
             self.state = restore_state(newest, self.state)
@@ -197,10 +211,17 @@ class Trainer:
         length = run.sequence_lengths[0]
         batches = self.validation.batches(0, run.batch_tokens // length, length)
         chosen = itertools.islice(batches, run.validation_batches)
-        figures = [self.evaluate(self.state.params, arrays_of(batch)) for batch in chosen]
+        figures = [
+            (self.evaluate(self.state.params, arrays_of(batch)), self.evaluate(self.state.average, arrays_of(batch)))
+            for batch in chosen
+        ]
         if figures:
-            means = {name: float(np.mean([item[name] for item in figures])) for name in ("loss", "middle_loss")}
-            self.log(**{f"validation_{name}": round(value, 4) for name, value in means.items()})
+            means = {
+                f"{kind}_{name}": round(float(np.mean([pair[index][name] for pair in figures])), 4)
+                for index, kind in enumerate(("validation", "average"))
+                for name in ("loss", "middle_loss")
+            }
+            self.log(**means)
 
     def batches(self) -> Iterator[Batch]:
         """Training batches; the row length follows the progress, and a new length begins at the next block."""
@@ -242,8 +263,9 @@ class Trainer:
         """One update and its line in the log; `begin` is when the step started, `waited` the seconds spent on data."""
         state = self.state
         factor = optimizer.rate_factor(self.recipe.optimizer, state.step, self.clock.progress(state.step))
-        state.params, state.opt_state, figures = self.step_function(
-            state.params, state.opt_state, arrays_of(batch), jnp.float32(factor)
+        share = optimizer.average_share(self.recipe.optimizer, state.step)
+        state.params, state.opt_state, state.average, figures = self.step_function(
+            state.params, state.opt_state, state.average, arrays_of(batch), jnp.float32(factor), jnp.float32(share)
         )
         values = {name: float(value) for name, value in figures.items()}
         seconds = time.monotonic() - begin
