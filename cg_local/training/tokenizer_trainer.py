@@ -1,15 +1,11 @@
 """Trains a SentencePiece model whose first 169 ids are laid out as in CodeGemma's tokenizer.
 
-    python -m cg_local.training.tokenizer_trainer CORPUS_DIR OUT.model
-
 Owns the id layout and the trainer's options; encoding text is `cg_local.tokenizer`'s work.
 Invariant: ids 0..168 are the same pieces with the same types in every model it writes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -82,17 +78,3 @@ def train_tokenizer(
     model.trainer_spec.model_prefix = "nano"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(model.SerializeToString())
-
-
-def main() -> None:
-    """Command line entry; see the module's head."""
-    parser = argparse.ArgumentParser(description="Train nano's tokenizer.")
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
-    with (options.corpus / "train.jsonl").open() as lines:
-        train_tokenizer([json.loads(line)["text"] for line in lines], options.out)
-
-
-if __name__ == "__main__":
-    main()

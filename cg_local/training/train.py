@@ -1,21 +1,16 @@
-"""Trains a model from a recipe on a prepared corpus.
+"""Trains a model: the loop of steps, validation, checkpoints and log.
 
-    python -m cg_local.training.train RECIPE.toml RUN_DIR --corpus DIR --tokenizer FILE --deadline HH:MM
-    (or --minutes M, or --total-steps N)
-
-Owns the loop: steps, validation, checkpoints, the log, and stopping in order. Started again with the same RUN_DIR it
-goes on where the last checkpoint stands. SIGTERM and SIGINT end it with a checkpoint.
-Invariant: with --total-steps, a run that was interrupted gives the same weights, bit for bit, as one that was not.
+Owns the compiled step, the state of a run, and stopping in order. A run started again in the same folder goes on where
+its newest checkpoint stands. What it is given to read is `session`'s work.
+Invariant: with a length in steps, a run that was stopped or killed gives, on the same machine, the same weights bit for
+bit as one that was not.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import functools
 import itertools
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,9 +24,9 @@ import optax
 
 from cg_local.errors import TrainingError
 from cg_local.training import checkpoint as checkpoints
-from cg_local.training import dataset, model, optimizer
+from cg_local.training import model, optimizer
 from cg_local.training.packing import Batch, BatchStream, prefetch
-from cg_local.training.recipe import Recipe, load_recipe
+from cg_local.training.recipe import Recipe
 
 StepFunction = Callable[..., tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]]
 
@@ -85,6 +80,29 @@ def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[j
     return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights), figures
 
 
+def matmul_precision(compute: str) -> str:
+    """The precision of matrix products for a recipe's `compute`, as `jax.default_matmul_precision` names it.
+
+    Weights, sums, norms and softmax stay in float32: only the factors of products are rounded, as the units of a GPU
+    and a TPU take them. A CPU without such units would only lose by it, so "auto" leaves it in float32.
+    """
+    backend = jax.default_backend()
+    if compute == "float32" or (compute == "auto" and backend == "cpu"):
+        return "float32"
+    return "bfloat16" if backend == "tpu" else "BF16_BF16_F32"
+
+
+def device_name() -> str:
+    """The device that JAX computes on, for people: for example "cpu" or "gpu (NVIDIA H100)"."""
+    device = jax.devices()[0]
+    return device.platform if device.platform == "cpu" else f"{device.platform} ({device.device_kind})"
+
+
+def product_dtype(compute: str) -> str:
+    """The type of the factors of matrix products for a recipe's `compute` on this machine."""
+    return "float32" if matmul_precision(compute) == "float32" else "bfloat16"
+
+
 @functools.cache
 def make_step(recipe: Recipe) -> StepFunction:
     """The compiled update: (params, opt_state, average, batch arrays, rate factor, weight of the new weights in the
@@ -99,7 +117,8 @@ def make_step(recipe: Recipe) -> StepFunction:
         factor: jax.Array,
         share: jax.Array,
     ) -> tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]:
-        (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
+        with jax.default_matmul_precision(matmul_precision(recipe.run.compute)):
+            (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
         updates, opt_state = transformation.update(gradients, opt_state, params)
         params = jax.tree.map(lambda weight, update: weight + factor * update, params, updates)
         average = jax.tree.map(lambda mean, weight: mean + share * (weight - mean), average, params)
@@ -165,7 +184,13 @@ class Trainer:
     """One session of a run."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, stream: BatchStream, validation: BatchStream, clock: Clock
+        self,
+        recipe: Recipe,
+        folder: Path,
+        stream: BatchStream,
+        validation: BatchStream,
+        clock: Clock,
+        on_step: Callable[[State, dict[str, float]], None] = lambda state, figures: None,
     ) -> None:
         """Start or resume the run in `folder`.
 
@@ -175,7 +200,9 @@ class Trainer:
             stream: training data.
             validation: held-out data.
             clock: length of the run.
+            on_step: called after each step with the state and the step's figures, as in the log.
         """
+        self.on_step = on_step
         self.recipe, self.folder, self.stream, self.validation, self.clock = recipe, folder, stream, validation, clock
         params = model.initial_params(recipe.model, recipe.run.seed)
         average = {name: jnp.array(value) for name, value in params.items()}  # its own memory: both are donated
@@ -278,6 +305,7 @@ class Trainer:
                 f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates."
             )
         rounded = {name: round(value, 4) for name, value in values.items()}
+        self.on_step(state, {**values, "seconds": seconds})
         self.log(
             **rounded,
             rate=round(factor, 4),
@@ -285,45 +313,3 @@ class Trainer:
             data_seconds=round(waited, 3),
             length=batch.token_ids.shape[1],
         )
-
-
-def seconds_until(clock_time: str) -> float:
-    """Seconds from now to the next "HH:MM" of the local clock, at the time of the call.
-
-    Raises:
-        TrainingError: not a time.
-    """
-    try:
-        wanted = datetime.time.fromisoformat(clock_time)
-    except ValueError as error:
-        raise TrainingError(f"--deadline {clock_time}: not a time such as 04:20.") from error
-    now = datetime.datetime.now()
-    moment = datetime.datetime.combine(now.date(), wanted)
-    return ((moment if moment > now else moment + datetime.timedelta(days=1)) - now).total_seconds()
-
-
-def main() -> None:
-    """Command line entry; see the module's head."""
-    parser = argparse.ArgumentParser(description="Train a model from a recipe.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--total-steps", type=int)
-    length.add_argument("--deadline", metavar="HH:MM")
-    length.add_argument("--minutes", type=float)
-    options = parser.parse_args()
-    recipe = load_recipe(options.recipe)
-    stream, validation = dataset.open_streams(options.corpus, options.tokenizer, recipe)
-    left = seconds_until(options.deadline) if options.deadline else 60.0 * (options.minutes or 0.0)
-    end = time.time() + left
-    trainer = Trainer(recipe, options.folder, stream, validation, Clock(options.total_steps, lambda: end - time.time()))
-    signal.signal(signal.SIGTERM, trainer.stop)
-    signal.signal(signal.SIGINT, trainer.stop)
-    state = trainer.run()
-    print(f"step {state.step}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes")
-
-
-if __name__ == "__main__":
-    main()
