@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -57,7 +58,7 @@ def train(
         write_stdout(_export(recipe, folder, export))
 
 
-def _session():  # type: ignore[no-untyped-def]
+def _session() -> ModuleType:
     """The module that trains; a missing extra becomes a clear error."""
     try:
         from cg_local.training import session

@@ -19,7 +19,8 @@ from cg_local.training import checkpoint, export, fim, model, optimizer, packing
 
 ARCH = model.Architecture(vocab_size=512, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2)
 TINY = recipe.Recipe(
-    ARCH, prepare.CorpusRecipe(), packing.DataRecipe(fim.FimRecipe(), files_per_block=2), optimizer.OptimizerRecipe(warmup_steps=2),
+    ARCH, prepare.CorpusRecipe(), packing.DataRecipe(fim.FimRecipe(), files_per_block=2),
+    optimizer.OptimizerRecipe(warmup_steps=2),
     recipe.RunRecipe(
         batch_tokens=256, sequence_lengths=(128,), checkpoint_seconds=1e9, validation_seconds=1e9, validation_batches=0
     ),

@@ -9,7 +9,7 @@ from cg_local.training import fim, packing, segments
 from cg_local.training.structure import split_lines
 
 SOURCES = {
-    "a.js": 'import x from "./x";\n\nfunction twice(a) {\n  const b = 2;\n  return a * b;\n}\n\nclass C {\n  run() { go(); }\n}\n',
+    "a.js": 'import x from "./x";\n\nfunction twice(a) {\n  const b = 2;\n  return a * b;\n}\n\nclass C {\n }\n',
     "a.ts": "function twice(a: number): number {\n  return a * 2;\n}\n",
     "a.tsx": "export const A = () => {\n  return <b>hi</b>;\n};\n",
     "a.java": "package p;\n\nimport p.q.R;\n\nclass A {\n  int twice(int a) {\n    return a * 2;\n  }\n}\n",

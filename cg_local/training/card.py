@@ -126,11 +126,8 @@ def quality(log: list[dict[str, Any]], notes: dict[str, Any]) -> str:
             for name, part in (("validation_loss", "all tokens"), ("validation_middle_loss", "the middles"))
         ]
         text += f"Held-out files after {final['tokens'] / 1e6:.1f} million tokens: {', '.join(losses)}.\n\n"
-    return (
-        text
-        + "".join(f"- {name}: {value}\n" for name, value in notes.get("measured", {}).items())
-        + notes.get("quality", "")
-    )
+    text += "".join(f"- {name}: {value}\n" for name, value in notes.get("measured", {}).items())
+    return text + str(notes.get("quality", ""))
 
 
 def model_card(

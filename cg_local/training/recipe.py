@@ -120,9 +120,15 @@ def located(corpus: CorpusRecipe, folder: Path) -> CorpusRecipe:
     for item in corpus.standard_libraries:
         version, separator, path = item.partition("=")
         libraries.append(f"{version}={place(path)}" if separator else item)
-    lists = {name: tuple(map(place, getattr(corpus, name))) for name in ("folders", "wheels", "evaluation")}
-    names = {name: place(getattr(corpus, name)) for name in ("prepared", "tokenizer")}
-    return replace(corpus, standard_libraries=tuple(libraries), **lists, **names)
+    return replace(
+        corpus,
+        folders=tuple(map(place, corpus.folders)),
+        wheels=tuple(map(place, corpus.wheels)),
+        standard_libraries=tuple(libraries),
+        evaluation=tuple(map(place, corpus.evaluation)),
+        prepared=place(corpus.prepared),
+        tokenizer=place(corpus.tokenizer),
+    )
 
 
 def check(recipe: Recipe) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+
+from cg_local.errors import TrainingError
 
 VOCAB_SIZE = 4096
 FIRST_LEARNED_ID = 169
@@ -52,6 +55,18 @@ def sample_lines(texts: Iterable[str], max_bytes: int, seed: int) -> Iterator[st
         yield from text.splitlines(keepends=True)
 
 
+@contextmanager
+def clear_error(vocab_size: int) -> Iterator[None]:
+    """Turn the trainer's complaint into one about the option that it comes from."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2]
+        raise TrainingError(
+            f"vocab_size in [model] is {vocab_size}: no tokenizer of this size can be trained on these texts. {reason}"
+        ) from error
+
+
 def train_tokenizer(
     texts: Iterable[str], out: Path, *, vocab_size: int = VOCAB_SIZE, max_bytes: int = 20_000_000
 ) -> None:
@@ -62,8 +77,11 @@ def train_tokenizer(
         out: the `.model` file to write.
         vocab_size: number of pieces, the 169 fixed ones and 256 bytes included.
         max_bytes: size of the sample; 20 MB is enough for 4096 pieces.
+
+    Raises:
+        TrainingError: the vocabulary is too small for the fixed pieces, or too large for what the texts hold.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, clear_error(vocab_size):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sample_lines(texts, max_bytes, seed=0), model_prefix=f"{folder}/nano", model_type="bpe",
             vocab_size=vocab_size, byte_fallback=True, split_digits=True, add_dummy_prefix=False,
