@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": "Turn published weights into a model folder.",
     "info": "Show a model's size and whether it fits in memory.",
     "bench": "Measure speed beside the limits of this machine.",
+    "train": "Train a small model with CodeGemma's recipe.",
 }
 
 HELP = f"""\

@@ -28,6 +28,7 @@ Commands:
   quantize  Turn published weights into a model folder.
   info      Show a model's size and whether it fits in memory.
   bench     Measure speed beside the limits of this machine.
+  train     Train a small model with CodeGemma's recipe.
 
 Options:
   --version             Show the version.

@@ -34,8 +34,9 @@ def stream() -> tune.ConversationStream:
     return tune.ConversationStream(TALK, encode, TINY, 0)
 
 
-def tuner(folder: Path, total_steps: int) -> tune.Tuner:
-    return tune.Tuner(TINY, folder, stream(), stream(), train.Clock(total_steps, lambda: 0.0))
+def tuner(folder: Path, total_steps: int) -> train.Trainer:
+    clock = train.Clock(total_steps, lambda: 0.0)
+    return train.Trainer(TINY, folder, stream(), stream(), clock, loss_function=tune.answer_loss)
 
 
 def test_loss_is_the_mean_over_the_answers_alone() -> None:

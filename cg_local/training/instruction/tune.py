@@ -1,11 +1,11 @@
 """Tunes a trained model on conversations.
 
     python -m cg_local.training.instruction.tune RECIPE.toml RUN_DIR --base MODEL --pairs FILE --tokenizer FILE
-    (and --deadline HH:MM, or --minutes M, or --total-steps N)
+    (and --until HH:MM, or --minutes M, or --steps N)
 
 Owns the start from other weights, the stream of conversations and the loss on answers. Steps, checkpoints, log and
 schedule are `train`'s. Started again with the same RUN_DIR it goes on where the last checkpoint stands.
-Invariant: with --total-steps, a run that was interrupted gives the same weights, bit for bit, as one that was not.
+Invariant: with --steps, a run that was interrupted gives the same weights, bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import functools
 import itertools
 import math
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from safetensors.numpy import load_file
 
 from cg_local.errors import TrainingError
@@ -33,7 +31,8 @@ from cg_local.training.instruction.conversation import Conversation, pack
 from cg_local.training.instruction.pairs import read_conversations
 from cg_local.training.packing import Batch, BatchStream, Packed
 from cg_local.training.recipe import Recipe, load_recipe
-from cg_local.training.train import Clock, State, StepFunction, Trainer, save_state, seconds_until
+from cg_local.training.session import Length
+from cg_local.training.train import State, Trainer, save_state
 
 ANSWER_SHARE = 0.7
 """Largest share of a batch's tokens that can be answers; logits are computed for so many tokens and no more."""
@@ -91,34 +90,6 @@ def answer_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[jax
     return loss, {"loss": loss, "middle_loss": loss, "tokens": num_tokens, "answer_tokens": jnp.sum(is_used)}
 
 
-@functools.cache
-def make_tuning_step(recipe: Recipe) -> StepFunction:
-    """The compiled update on `answer_loss`; as `train.make_step`."""
-    transformation = optimizer.make_optimizer(recipe.optimizer)
-
-    def step(
-        params: model.Params, opt_state: optax.OptState, arrays: tuple[jax.Array, ...], factor: jax.Array
-    ) -> tuple[model.Params, optax.OptState, dict[str, jax.Array]]:
-        (_, figures), gradients = jax.value_and_grad(answer_loss, has_aux=True)(params, recipe, Batch(*arrays))
-        updates, opt_state = transformation.update(gradients, opt_state, params)
-        return jax.tree.map(lambda weight, update: weight + factor * update, params, updates), opt_state, figures
-
-    compiled: StepFunction = jax.jit(step, donate_argnums=(0, 1))
-    return compiled
-
-
-class Tuner(Trainer):
-    """A session of a tuning run: `Trainer` with the loss on answers."""
-
-    def __init__(
-        self, recipe: Recipe, folder: Path, stream: BatchStream, validation: BatchStream, clock: Clock
-    ) -> None:
-        """Start or resume; see `Trainer`."""
-        super().__init__(recipe, folder, stream, validation, clock)
-        self.step_function = make_tuning_step(recipe)
-        self.evaluate = jax.jit(lambda params, arrays: answer_loss(params, recipe, Batch(*arrays))[1])
-
-
 def read_base(base: Path, recipe: Recipe) -> model.Params:
     """Weights to begin with.
 
@@ -158,7 +129,7 @@ def begin(folder: Path, base: Path, recipe: Recipe) -> None:
     """Write the first checkpoint of a run, with the weights of `base`; nothing if the run has begun."""
     if checkpoints.latest(folder) is None:
         params = read_base(base, recipe)
-        save_state(folder, State(params, optimizer.make_optimizer(recipe.optimizer).init(params)), recipe)
+        save_state(folder, State(params, optimizer.make_optimizer(recipe.optimizer).init(params), params), recipe)
 
 
 def split(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
@@ -176,10 +147,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--total-steps", type=int)
-    length.add_argument("--deadline", metavar="HH:MM")
-    length.add_argument("--minutes", type=float)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--until", metavar="HH:MM")
+    parser.add_argument("--minutes", type=float)
     options = parser.parse_args()
     recipe = load_recipe(options.recipe)
     encode = dataset.load_encoder(options.tokenizer).encode
@@ -187,12 +157,11 @@ def main() -> None:
     stream, validation = (
         ConversationStream(part, encode, recipe, recipe.run.seed) for part in split(read_conversations(options.pairs))
     )
-    left = seconds_until(options.deadline) if options.deadline else 60.0 * (options.minutes or 0.0)
-    end = time.time() + left
-    tuner = Tuner(recipe, options.folder, stream, validation, Clock(options.total_steps, lambda: end - time.time()))
-    signal.signal(signal.SIGTERM, tuner.stop)
-    signal.signal(signal.SIGINT, tuner.stop)
-    state = tuner.run()
+    clock = Length(options.steps, options.minutes, options.until).clock(recipe)
+    trainer = Trainer(recipe, options.folder, stream, validation, clock, loss_function=answer_loss)
+    signal.signal(signal.SIGTERM, trainer.stop)
+    signal.signal(signal.SIGINT, trainer.stop)
+    state = trainer.run()
     print(f"step {state.step}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes")
 
 
