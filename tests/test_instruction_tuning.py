@@ -12,13 +12,13 @@ jax = pytest.importorskip("jax")
 pytest.importorskip("optax")
 
 from cg_local.errors import TrainingError  # noqa: E402
-from cg_local.training import checkpoint, fim, model, optimizer, packing, recipe, train  # noqa: E402
+from cg_local.training import checkpoint, fim, model, optimizer, packing, prepare, recipe, train  # noqa: E402
 from cg_local.training.instruction import publish, tune  # noqa: E402
 from cg_local.training.instruction.conversation import Conversation, Turn  # noqa: E402
 
 ARCH = model.Architecture(vocab_size=512, intermediate_size=256, num_layers=1, num_heads=4, num_kv_heads=2)
 TINY = recipe.Recipe(
-    ARCH, packing.DataRecipe(fim.FimRecipe()), optimizer.OptimizerRecipe(warmup_steps=2),
+    ARCH, prepare.CorpusRecipe(), packing.DataRecipe(fim.FimRecipe()), optimizer.OptimizerRecipe(warmup_steps=2),
     recipe.RunRecipe(
         batch_tokens=256, sequence_lengths=(128,), checkpoint_seconds=1e9, validation_seconds=1e9, validation_batches=0
     ),
