@@ -77,7 +77,9 @@ def test_trains_draws_exports_and_goes_on(inside: Inside, tmp_path: Path, config
     done = inside.run("train", str(config), "--export", str(tmp_path / "model"), home=tmp_path)
     notices, run = done.stderr.decode(), tmp_path / "mine"
     assert done.returncode == 0, notices
-    assert f"{run}: step 4, " in done.stdout.decode()
+    first, second = done.stdout.decode().splitlines()
+    assert first.startswith(f"{run}: step 4, ")
+    assert second.startswith(f"{tmp_path / 'model'}: exported, ")
     assert "reading the sources\n" in notices
     assert "training a tokenizer of 640 pieces\n" in notices
     assert "training on cpu, matrix products in float32\n" in notices
