@@ -85,10 +85,10 @@ def matmul_precision(compute: str) -> str:
     """The precision of matrix products for a recipe's `compute`, as `jax.default_matmul_precision` names it.
 
     Weights, sums, norms and softmax stay in float32: only the factors of products are rounded, as the units of a GPU
-    and a TPU take them. A CPU without such units would only lose by it, so "auto" leaves it in float32.
+    and a TPU take them. On a CPU XLA has no such product, so there they stay in float32 as well.
     """
     backend = jax.default_backend()
-    if compute == "float32" or (compute == "auto" and backend == "cpu"):
+    if compute == "float32" or backend == "cpu":
         return "float32"
     return "bfloat16" if backend == "tpu" else "BF16_BF16_F32"
 
