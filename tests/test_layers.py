@@ -16,6 +16,8 @@ from source_tree import SourceFile, imported_modules, source_files
 LAYERS = (
     "models",
     "errors",
+    "languages",
+    "grammars",
     "config",
     "packing",
     "safetensors_file",
@@ -107,7 +109,7 @@ def test_quantizer_knows_no_engine() -> None:
 
 def test_training_uses_only_errors_and_only_its_command_uses_training() -> None:
     for file in files_of(TRAINING):
-        assert imported_layers(file) <= {"errors", TRAINING, ""}, file.path
+        assert imported_layers(file) <= {"errors", "languages", "grammars", TRAINING, ""}, file.path
     for file in INSTALLED:
         is_allowed = layer_of(str(file.module)) == TRAINING or file.path == "cli/train.py"
         assert is_allowed or TRAINING not in imported_layers(file), file.path
