@@ -1,64 +1,36 @@
 """Syntax trees of languages other than Python, by tree-sitter.
 
-Owns which package holds which grammar, and how text becomes a tree. What the trees mean is `imports`' and `segments`'.
-Invariant: nothing is downloaded; each grammar is compiled code inside its package (extra `syntax`).
+Owns how text becomes a tree. Which package holds a grammar is `cg_local.grammars`'; what the trees mean is `imports`'
+and `segments`'.
+Invariant: a missing grammar is an error that names its package; a recipe never reads less than it says.
 """
 
 from __future__ import annotations
 
-import functools
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cg_local.errors import TrainingError
+from cg_local.grammars import GRAMMARS, find_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tree_sitter import Node, Parser, Tree
 
-GRAMMARS = {
-    "javascript": ("tree_sitter_javascript", "language"),
-    "typescript": ("tree_sitter_typescript", "language_typescript"),
-    "tsx": ("tree_sitter_typescript", "language_tsx"),
-    "java": ("tree_sitter_java", "language"),
-    "c": ("tree_sitter_c", "language"),
-    "cpp": ("tree_sitter_cpp", "language"),
-    "csharp": ("tree_sitter_c_sharp", "language"),
-    "go": ("tree_sitter_go", "language"),
-    "rust": ("tree_sitter_rust", "language"),
-    "kotlin": ("tree_sitter_kotlin", "language"),
-    "ruby": ("tree_sitter_ruby", "language"),
-    "php": ("tree_sitter_php", "language_php"),
-    "bash": ("tree_sitter_bash", "language"),
-    "sql": ("tree_sitter_sql", "language"),
-    "html": ("tree_sitter_html", "language"),
-    "css": ("tree_sitter_css", "language"),
-    "json": ("tree_sitter_json", "language"),
-    "yaml": ("tree_sitter_yaml", "language"),
-    "markdown": ("tree_sitter_markdown", "language"),
-}
-"""Language to the module of its grammar and the function in it that returns the grammar."""
 
-
-@functools.cache
 def parser_of(language: str) -> Parser:
     """The parser of a language of `GRAMMARS`.
 
     Raises:
         TrainingError: the grammar's package is not installed.
     """
-    module, function = GRAMMARS[language]
-    try:
-        import tree_sitter
-
-        grammar = import_module(module)
-    except ImportError as error:
+    parser = find_parser(language)
+    if parser is None:
         raise TrainingError(
-            f"{language}: reading it needs the package {error.name}, which is not installed. "
+            f"{language}: reading it needs the package {GRAMMARS[language][0]}, which is not installed. "
             "Install the extra: pip install 'cg-local[syntax]'."
-        ) from error
-    return tree_sitter.Parser(tree_sitter.Language(getattr(grammar, function)()))
+        )
+    return parser
 
 
 def parse(language: str, text: str) -> Tree:

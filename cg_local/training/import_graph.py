@@ -18,8 +18,8 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from cg_local.languages import language_of
 from cg_local.training.imports import PathIndex, imports_of, shared_folders, word_counts
-from cg_local.training.languages import language_of
 
 Graph = dict[str, dict[str, int]]
 """Importing path to imported path to importance, how often the imported names stand in the importing file."""

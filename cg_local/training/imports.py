@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from cg_local.languages import language_of
 from cg_local.training import grammars
-from cg_local.training.languages import language_of
 
 TOP_LINES = 150
 """Only imports that begin within so many lines from a file's top count: the report reads the top lines too."""

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cg_local.errors import TrainingError
+from cg_local.languages import LANGUAGES, language_of
 from cg_local.training import corpus, repositories
 from cg_local.training.decontamination import EvaluationIndex
 from cg_local.training.import_graph import reading_order
-from cg_local.training.languages import LANGUAGES, language_of
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cg_local.errors import TrainingError
+from cg_local.languages import language_of
 from cg_local.training.corpus import Package, SourceFile, is_permissive, normalise
-from cg_local.training.languages import language_of
 
 MAX_FILE_BYTES = 1_000_000
 """Larger files are data or generated; none of them would pass the quality filter."""

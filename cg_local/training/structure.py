@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cg_local.languages import language_of
 from cg_local.training import grammars
 from cg_local.training.imports import STATEMENTS
-from cg_local.training.languages import language_of
 
 if TYPE_CHECKING:
     from tree_sitter import Node

@@ -1,11 +1,12 @@
-"""The languages that the recipe reads: their names and the file names they go by.
+"""The programming languages that are known by name, and the file names they go by.
 
-Owns the table alone; parsing is `syntax`'s, imports are `imports`'.
+Owns the table alone; grammars are `grammars`', comments and strings `infill.syntax`'s. Invariant: an ending belongs to
+one language.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import PurePath
 
 LANGUAGES = {
     "python": (".py", ".pyi"),
@@ -36,4 +37,4 @@ LANGUAGE_BY_SUFFIX = {suffix: name for name, suffixes in LANGUAGES.items() for s
 
 def language_of(path: str) -> str | None:
     """The language of a file by its name's ending, or None where it is not one of `LANGUAGES`."""
-    return LANGUAGE_BY_SUFFIX.get(PurePosixPath(path).suffix.lower())
+    return LANGUAGE_BY_SUFFIX.get(PurePath(path).suffix.lower())
