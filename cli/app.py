@@ -36,6 +36,7 @@ COMMANDS = {
     "eval": "Measure loss and exact match on a file of requests.",
     "parity": "Compare the model in JAX with another path.",
     "bench": "Measure speed beside the limits of this machine.",
+    "train": "Train a small model with CodeGemma's recipe.",
 }
 
 HELP = f"""\

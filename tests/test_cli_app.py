@@ -34,6 +34,7 @@ Commands:
   eval      Measure loss and exact match on a file of requests.
   parity    Compare the model in JAX with another path.
   bench     Measure speed beside the limits of this machine.
+  train     Train a small model with CodeGemma's recipe.
 
 Options:
   --version             Show the version.

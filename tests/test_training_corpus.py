@@ -92,7 +92,8 @@ def test_prepare_drops_duplicates_copyleft_and_evaluation_code(tmp_path: Path) -
     problems = tmp_path / "problems.jsonl.gz"
     with gzip.open(problems, "wt") as file:
         file.write(json.dumps({"prompt": "", "canonical_solution": SOLUTION}) + "\n")
-    record = prepare.prepare(tmp_path / "out", wheels, [], [problems])
+    recipe = prepare.CorpusRecipe(wheels=(str(wheels),), evaluation=(str(problems),))
+    record = prepare.prepare(tmp_path / "out", recipe)
     assert [source["files"] for source in record.sources] == [1]
     assert record.refused == {"second": "GPL-3.0"}
     assert record.dropped == {"duplicate": 1, "shares words with an evaluation set": 1}
@@ -100,9 +101,11 @@ def test_prepare_drops_duplicates_copyleft_and_evaluation_code(tmp_path: Path) -
     assert [json.loads(line)["text"] for line in texts] in ([CODE], [CODE.replace("    ", "  ")])
 
 
-def test_prepare_without_any_source_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no permissively licensed Python source found"):
-        prepare.prepare(tmp_path / "out", tmp_path, [], [])
+def test_prepare_without_any_source_says_what_was_found_and_what_to_do(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(TrainingError, match=r"nothing to train on was found \(no file in python\).*any_licence"):
+        prepare.prepare(tmp_path / "out", prepare.CorpusRecipe(folders=(str(empty),)))
 
 
 def test_file_that_is_no_wheel_is_refused_by_name(tmp_path: Path) -> None:

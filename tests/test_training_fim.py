@@ -105,7 +105,9 @@ def test_documents_keep_the_rates_of_the_recipe(tokenizer: Tokenizer) -> None:
     assert counts["path"] / num_documents == pytest.approx(RECIPE.path_rate, abs=0.056)
 
 
-ONLY = dict.fromkeys(("whole_line", "line_rest", "statements", "several_lines", "characters"), 0.0)
+KINDS = ("whole_line", "line_rest", "statements", "to_boundary", "several_lines", "characters")
+ONLY = dict.fromkeys(KINDS, 0.0)
+ENDS = {sum(map(len, TEXT.splitlines(True)[:after])) for _, after in BLOCKS}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,7 @@ ONLY = dict.fromkeys(("whole_line", "line_rest", "statements", "several_lines", 
         ("whole_line", lambda s: s.prefix[-1:] in ("", "\n") and s.middle.count("\n") == 1 and s.middle.endswith("\n")),
         ("line_rest", lambda s: "\n" not in s.middle and s.suffix.startswith("\n")),
         ("statements", lambda s: s.middle in {"".join(TEXT.splitlines(True)[a:b]) for a, b in BLOCKS}),
+        ("to_boundary", lambda s: s.suffix[:1] == "\n" and len(s.prefix + s.middle) + 1 in ENDS),
         ("several_lines", lambda s: s.prefix[-1:] in ("", "\n") and s.middle.endswith("\n")),
         ("characters", lambda s: True),
     ],

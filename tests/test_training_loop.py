@@ -15,11 +15,12 @@ import jax.numpy as jnp  # noqa: E402
 
 from cg_local import reference  # noqa: E402
 from cg_local.errors import TrainingError  # noqa: E402
-from cg_local.training import checkpoint, export, fim, model, optimizer, packing, recipe, segments, train  # noqa: E402
+from cg_local.training import checkpoint, export, fim, model, optimizer, packing, prepare, recipe, segments, train  # noqa: E402
 
 ARCH = model.Architecture(vocab_size=512, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2)
 TINY = recipe.Recipe(
-    ARCH, packing.DataRecipe(fim.FimRecipe(), files_per_block=2), optimizer.OptimizerRecipe(warmup_steps=2),
+    ARCH, prepare.CorpusRecipe(), packing.DataRecipe(fim.FimRecipe(), files_per_block=2),
+    optimizer.OptimizerRecipe(warmup_steps=2),
     recipe.RunRecipe(
         batch_tokens=256, sequence_lengths=(128,), checkpoint_seconds=1e9, validation_seconds=1e9, validation_batches=0
     ),
@@ -75,6 +76,34 @@ def test_batch_losses_are_the_cross_entropy_of_the_next_token() -> None:
     np.testing.assert_allclose(np.asarray(losses)[0, :-1], expected, atol=1e-4)
 
 
+def assert_same_weights(one: train.State, other: train.State) -> None:
+    for kind in ("params", "average"):
+        for name, value in getattr(one, kind).items():
+            assert np.array_equal(np.asarray(value), np.asarray(getattr(other, kind)[name])), (kind, name)
+
+
+def test_killed_run_goes_on_from_its_checkpoint_to_bit_identical_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trainer(tmp_path / "whole", 6).run()
+    first = trainer(tmp_path / "cut", 6)
+    take_step = first.take_step
+
+    def step_and_die(batch: packing.Batch, begin: float, waited: float) -> None:
+        if first.state.step == 4:
+            raise SystemExit  # nothing of the run's own code may answer a kill
+        take_step(batch, begin, waited)
+        if first.state.step == 3:
+            train.save_state(first.folder, first.state, TINY)
+
+    monkeypatch.setattr(first, "take_step", step_and_die)
+    with pytest.raises(SystemExit):
+        first.run()
+    again = trainer(tmp_path / "cut", 6)
+    assert again.state.step == 3
+    assert_same_weights(whole, again.run())
+
+
 def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trainer(tmp_path / "whole", 6).run()
     first = trainer(tmp_path / "cut", 6)
@@ -90,8 +119,7 @@ def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path, monkeypatch
     resumed = trainer(tmp_path / "cut", 6).run()
     assert resumed.step == whole.step == 6
     assert resumed.position == whole.position
-    for name, value in whole.params.items():
-        assert np.array_equal(np.asarray(value), np.asarray(resumed.params[name])), name
+    assert_same_weights(whole, resumed)
 
 
 def test_run_cut_where_the_row_length_changes_goes_on_as_the_whole_run(
@@ -102,7 +130,7 @@ def test_run_cut_where_the_row_length_changes_goes_on_as_the_whole_run(
     def session(folder: Path) -> train.Trainer:
         made = train.Trainer(replace(TINY, run=run), folder, stream(), stream(), train.Clock(6, lambda: 0.0))
         figures = dict.fromkeys(("loss", "middle_loss", "tokens", "gradient_norm"), 1.0)
-        monkeypatch.setattr(made, "step_function", lambda params, state, arrays, factor: (params, state, figures))
+        monkeypatch.setattr(made, "step_function", lambda params, state, mean, *rest: (params, state, mean, figures))
         return made
 
     whole = session(tmp_path / "whole").run()
@@ -125,9 +153,11 @@ def test_row_length_grows_with_the_progress(tmp_path: Path, monkeypatch: pytest.
     session = train.Trainer(replace(TINY, run=run), tmp_path, stream(), stream(), train.Clock(6, lambda: 0.0))
     shapes = []
 
-    def count_only(params: object, state: object, arrays: tuple[np.ndarray, ...], factor: object) -> tuple[object, ...]:
+    def count_only(
+        params: object, state: object, mean: object, arrays: tuple[np.ndarray, ...], factor: object, share: object
+    ) -> tuple[object, ...]:
         shapes.append(arrays[0].shape)
-        return params, state, dict.fromkeys(("loss", "middle_loss", "tokens", "gradient_norm"), 1.0)
+        return params, state, mean, dict.fromkeys(("loss", "middle_loss", "tokens", "gradient_norm"), 1.0)
 
     monkeypatch.setattr(session, "step_function", count_only)
     session.run()

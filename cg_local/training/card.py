@@ -5,18 +5,20 @@ Owns the card's text. Every figure in it comes from a file, so a card cannot dis
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
-HEAD = """# nano
+HEAD = """# {name}
 
-A small fill-in-the-middle model for Python with the architecture of Google's CodeGemma (Gemma 1), trained from scratch
-by the cg-local project. It is the default model of `cg-local`, so that everything works straight after installation.
-**It is a toy in quality**: it completes easy lines and short blocks, and it is often wrong. It holds no weights of
-Google's, and it was not trained by or with Google.
+{introduction}
 
 | | |
 | --- | --- |
 """
+
+INTRODUCTION = """A small fill-in-the-middle model with the architecture of Google's CodeGemma (Gemma 1), trained from
+scratch with cg-local. It holds no weights of Google's, and it was not trained by or with Google."""
 
 USE = """
 ## Use
@@ -34,21 +36,20 @@ Stop at ids 1, 67, 68, 69, 70 and 107. The folder has the Hugging Face layout; t
 DATA = """
 ## Data
 
-Python source of these distributions, all from PyPI or python.org. "Times" is how often a file was drawn per epoch; of
-files with `test` in their path only {test_share:.0%} were used.
+{note}"Times" is how often a file was drawn per epoch; of files with `test` in their path, {test_share:.0%} were used.
 
 | source | version | licence as stated | files | bytes | times |
 | --- | --- | --- | ---: | ---: | ---: |
 {rows}
 Files dropped: {dropped}. A file shares words with an evaluation set when ten words in a row, with at least 25 letters,
-stand in a prompt, a solution or a suffix of HumanEval or HumanEval Infilling. {num_held_out} files, chosen by the hash
-of their path, were held out for validation.
+stand in a prompt, a solution or a suffix of it ({evaluation}). {num_held_out} files, chosen by the hash of their path,
+were held out for validation.
 """
 
 LIMITS = """
 ## Limits
 
-- Python only, English comments only; it knows few libraries, and those superficially.
+- It knows the languages and libraries of its data, and those superficially.
 - Contexts beyond {context} tokens were never trained.
 - It was not tuned for chat and does not follow instructions.
 - It can repeat fragments of its training files, whose licences are listed above. Check what you keep.
@@ -68,12 +69,12 @@ def curve(steps: list[dict[str, Any]], num_rows: int = 12) -> str:
     return lines
 
 
-def data_section(sources: dict[str, Any], recipe: dict[str, Any]) -> str:
+def data_section(sources: dict[str, Any], recipe: dict[str, Any], note: str) -> str:
     """The sources with versions, licences and bytes, and what was dropped."""
     repeats = dict(recipe["data"]["repeats"])
     rows = ""
     for source in sorted(sources["sources"], key=lambda item: -item["bytes"]):
-        times = repeats.get(source["name"], 1)
+        times = repeats.get(source["name"], recipe["data"]["other_repeats"])
         if times:
             cells = [
                 source["name"],
@@ -86,10 +87,18 @@ def data_section(sources: dict[str, Any], recipe: dict[str, Any]) -> str:
             rows += "| " + " | ".join(map(str, cells)) + " |\n"
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in sorted(sources["dropped"].items())) or "none"
     test_share, num_held_out = recipe["run"]["test_share"], len(sources["held_out"])
-    return DATA.format(test_share=test_share, rows=rows, dropped=dropped, num_held_out=num_held_out)
+    evaluation = ", ".join(Path(path).name for path in sources.get("options", {}).get("evaluation", [])) or "none given"
+    return DATA.format(
+        note=note and note + "\n\n",
+        test_share=test_share,
+        rows=rows,
+        dropped=dropped,
+        num_held_out=num_held_out,
+        evaluation=evaluation,
+    )
 
 
-def facts(recipe: dict[str, Any], last: dict[str, Any], num_params: int) -> str:
+def facts(recipe: dict[str, Any], last: dict[str, Any], num_params: int, notes: dict[str, Any]) -> str:
     """The rows of the first table."""
     arch, run, fim = recipe["model"], recipe["run"], recipe["data"]["fim"]
     heads = f"{arch['num_heads']} query heads of {arch['head_dim']}, {arch['num_kv_heads']} key-value head"
@@ -99,25 +108,26 @@ def facts(recipe: dict[str, Any], last: dict[str, Any], num_params: int) -> str:
         "Shape": f"{arch['num_layers']} layers, {widths}, {heads}",
         "Context": f"{max(run['sequence_lengths'])} tokens",
         "Trained on": f"{last['tokens'] / 1e6:.1f} million tokens in {last['step']:,} steps",
-        "Compute": f"{last['elapsed'] / 3600:.2f} hours on 2 shared cores of an AMD EPYC (AVX2), float32, JAX",
-        "Recipe": f"FIM rate {fim['fim_rate']:.0%}, suffix first in {fim['spm_rate']:.0%}; `training/nano.toml`",
-        "Licence": "that of cg-local",
+        "Compute": f"{last['elapsed'] / 3600:.2f} hours{notes.get('hardware', '')}",
+        "Recipe": f"FIM rate {fim['fim_rate']:.0%}, suffix first in {fim['spm_rate']:.0%}",
     }
+    rows |= notes.get("facts", {})
     return "".join(f"| {name} | {value} |\n" for name, value in rows.items())
 
 
-def quality(log: list[dict[str, Any]], measured: dict[str, Any]) -> str:
-    """Validation losses and measured figures as sentences and a list."""
+def quality(log: list[dict[str, Any]], notes: dict[str, Any]) -> str:
+    """Validation losses as a sentence, and what else was measured as a list or as given."""
     text = "\n## Quality\n\n"
     validations = [entry for entry in log if "validation_loss" in entry]
     if validations:
         final = validations[-1]
-        overall, middle = final["validation_loss"], final["validation_middle_loss"]
-        text += (
-            f"Held-out files after {final['tokens'] / 1e6:.1f} million tokens: {overall:.3f} nats per token over all\n"
-        )
-        text += f"tokens, {middle:.3f} over the middles.\n\n"
-    return text + "".join(f"- {name}: {value}\n" for name, value in measured.items())
+        losses = [
+            f"{final[name]:.3f} nats per token over {part} (perplexity {math.exp(final[name]):.1f})"
+            for name, part in (("validation_loss", "all tokens"), ("validation_middle_loss", "the middles"))
+        ]
+        text += f"Held-out files after {final['tokens'] / 1e6:.1f} million tokens: {', '.join(losses)}.\n\n"
+    text += "".join(f"- {name}: {value}\n" for name, value in notes.get("measured", {}).items())
+    return text + str(notes.get("quality", ""))
 
 
 def model_card(
@@ -126,7 +136,7 @@ def model_card(
     sources: dict[str, Any],
     *,
     num_params: int,
-    measured: dict[str, Any],
+    notes: dict[str, Any],
 ) -> str:
     """The card as Markdown.
 
@@ -135,9 +145,13 @@ def model_card(
         log: lines of the run's log up to the checkpoint; at least one step.
         sources: content of `sources.json`.
         num_params: number of weights.
-        measured: name to value of measured quality; may be empty.
+        notes: what no file of the run knows; all optional: `name` and `introduction` of the model, `hardware` behind
+            the hours, `facts` and `measured` as name to value, `quality` and `data` as Markdown.
     """
     steps = [entry for entry in log if "loss" in entry]
-    text = HEAD + facts(recipe, steps[-1], num_params) + USE + quality(log, measured)
-    text += "\nTraining loss in nats per token:\n\n" + curve(steps) + data_section(sources, recipe)
+    head = HEAD.format(name=notes.get("name", "model"), introduction=notes.get("introduction", INTRODUCTION))
+    text = head + facts(recipe, steps[-1], num_params, notes) + USE + quality(log, notes)
+    text += (
+        "\nTraining loss in nats per token:\n\n" + curve(steps) + data_section(sources, recipe, notes.get("data", ""))
+    )
     return text + LIMITS.format(context=max(recipe["run"]["sequence_lengths"]))

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from cg_local.errors import TrainingError
+
 NUM_WORDS = 10
 """Words in a row that count as a copy. GPT-3 and PaLM use 13 and 8; 10 lies between and still spares common idioms."""
 
@@ -49,17 +51,22 @@ class EvaluationIndex:
 
     @classmethod
     def from_files(cls, paths: Iterable[Path]) -> EvaluationIndex:
-        """Index the problems of `*.jsonl.gz` files in the layout of OpenAI's HumanEval (MIT licence).
+        """Index the problems of files in the layout of OpenAI's HumanEval (MIT licence).
 
         Args:
-            paths: files with one JSON object a line; the fields `prompt`, `canonical_solution` and `suffix` are used.
+            paths: `.jsonl` or `.jsonl.gz` files with one JSON object a line; those of `EVALUATION_FIELDS` count.
+
+        Raises:
+            TrainingError: a file cannot be read, or is no such file.
         """
         texts: list[str] = []
         for path in paths:
-            with gzip.open(path, "rt", encoding="utf-8") as lines:
-                for line in lines:
-                    problem = json.loads(line)
-                    texts += [problem[field] for field in EVALUATION_FIELDS if problem.get(field)]
+            try:
+                with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open() as lines:
+                    problems = [json.loads(line) for line in lines]
+            except (OSError, EOFError, ValueError) as error:
+                raise TrainingError(f"{path}: not readable as JSON lines of evaluation problems: {error}.") from error
+            texts += [problem[field] for problem in problems for field in EVALUATION_FIELDS if problem.get(field)]
         return cls(texts)
 
     def is_contaminated(self, text: str) -> bool:

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from cg_local.errors import TrainingError
 from cg_local.training import checkpoint as checkpoints
 from cg_local.training.card import model_card
 from cg_local.training.model import Architecture
+from cg_local.training.plots import read_log
 
 LAYER_NAMES = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -120,7 +122,9 @@ def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     assert isinstance(recipe, dict)
     arch = Architecture(**recipe["model"])
     out.mkdir(parents=True, exist_ok=True)
-    params = {name.removeprefix("params/"): value for name, value in saved.arrays.items() if name.startswith("params/")}
+    log = [entry for entry in read_log(run / "log.jsonl") if entry["step"] <= int(str(saved.record["step"]))]
+    kind = better_weights(log)
+    params = {name.partition("/")[2]: value for name, value in saved.arrays.items() if name.startswith(kind + "/")}
     tensors = published_tensors(params)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
@@ -128,16 +132,23 @@ def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     write_json(out / "generation_config.json", GENERATION_CONFIG)
     write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
     shutil.copyfile(tokenizer, out / "tokenizer.model")
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    log = [entry for entry in log if entry["step"] <= int(str(saved.record["step"]))]
     num_params = sum(value.size for value in params.values())
-    evaluation = run / "evaluation.json"
-    measured = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    notes = run / "notes.json"
+    known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {"name": out.resolve().name}
     sources = json.loads((corpus / "sources.json").read_text())
     (out / "README.md").write_text(
-        model_card(recipe, log, sources, num_params=num_params, measured=measured), encoding="utf-8"
+        model_card(recipe, log, sources, num_params=num_params, notes=known), encoding="utf-8"
     )
     return path
+
+
+def better_weights(log: list[dict[str, Any]]) -> str:
+    """ "params" or "average": whichever had the lower loss when held-out files were last looked at.
+
+    On the plateau of the learning rate the average is better; after a full decay there is little between them.
+    """
+    checks = [entry for entry in log if "average_loss" in entry]
+    return "average" if checks and checks[-1]["average_loss"] < checks[-1]["validation_loss"] else "params"
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

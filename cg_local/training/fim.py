@@ -31,6 +31,8 @@ class FimRecipe:
         whole_line: one line with its newline; the prefix ends with a newline.
         line_rest: from a column to the end of its line; the suffix begins with a newline.
         statements: whole statements or bodies found by Python's parser.
+        to_boundary: from anywhere in a line to the end of a statement or body around it; the suffix begins on a new
+            line, at a syntactic boundary.
         several_lines: two to eight whole lines.
         characters: a span between any two characters.
     """
@@ -41,7 +43,8 @@ class FimRecipe:
     eos_rate: float = 0.5
     whole_line: float = 0.35
     line_rest: float = 0.20
-    statements: float = 0.25
+    statements: float = 0.15
+    to_boundary: float = 0.10
     several_lines: float = 0.10
     characters: float = 0.10
 
@@ -74,7 +77,7 @@ def choose_split(text: str, blocks: Sequence[tuple[int, int]], recipe: FimRecipe
     Args:
         text: at least one character.
         blocks: (first, last + 1) line numbers, from 0, of statements and bodies inside the text; may be empty.
-        recipe: weights of the five kinds.
+        recipe: weights of the six kinds.
         rng: random source.
 
     Returns:
@@ -84,22 +87,45 @@ def choose_split(text: str, blocks: Sequence[tuple[int, int]], recipe: FimRecipe
     if line_starts[-1] != len(text):
         line_starts.append(len(text))
     num_lines = len(line_starts) - 1
-    kinds = ("whole_line", "line_rest", "statements", "several_lines", "characters")
+    kinds = ("whole_line", "line_rest", "statements", "to_boundary", "several_lines", "characters")
     weights = np.array([getattr(recipe, kind) for kind in kinds])
     kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-    if kind == "statements" and not blocks:
+    if kind in ("statements", "to_boundary") and not blocks:
         kind = "several_lines"
     if kind == "characters":
         start, end = sorted(rng.integers(0, len(text) + 1, 2).tolist())
     elif kind == "statements":
         first, after = blocks[int(rng.integers(len(blocks)))]
         start, end = line_starts[first], line_starts[after]
+    elif kind == "to_boundary":
+        start, end = choose_boundary(text, line_starts, blocks, rng)
     elif kind == "several_lines":
         first = int(rng.integers(num_lines))
         start, end = line_starts[first], line_starts[min(num_lines, first + int(rng.integers(2, 9)))]
     else:
         start, end = choose_line_span(text, line_starts, kind == "whole_line", rng)
     return Split(text[:start], text[start:end], text[end:])
+
+
+def choose_boundary(
+    text: str, line_starts: list[int], blocks: Sequence[tuple[int, int]], rng: np.random.Generator
+) -> tuple[int, int]:
+    """A span from anywhere inside a block to the block's end, its last newline left to the suffix.
+
+    Args:
+        text: the text.
+        line_starts: offset of each line, and the text's length as last entry.
+        blocks: as in `choose_split`, at least one.
+        rng: random source.
+
+    Returns:
+        Start and end offsets.
+    """
+    first, after = blocks[int(rng.integers(len(blocks)))]
+    start, end = line_starts[first], line_starts[after]
+    end -= text[start:end].endswith("\n")
+    indent = end - start - len(text[start:end].lstrip())
+    return int(rng.integers(start + indent, end + 1)), end
 
 
 def choose_line_span(text: str, line_starts: list[int], whole: bool, rng: np.random.Generator) -> tuple[int, int]:

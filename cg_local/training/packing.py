@@ -13,7 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cg_local.errors import TrainingError
 from cg_local.training import fim, segments
+
+MIN_JOINED_TOKENS = 100
+"""Less room than this is not filled with another file: its sentinels and path would take a third of it."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +26,26 @@ class DataRecipe:
 
     Attributes:
         fim: mixture of FIM documents.
-        multi_file_rate: share of documents that join two or three files of one package, each with its own sentinels.
+        multi_file_rate: share of documents that begin with the files before theirs in the repository's order, each
+            with its own sentinels.
+        max_joined_files: how many files before its own a document may take; only as many as have room.
         middle_weight: loss weight of the tokens behind <|fim_middle|>, relative to 1 for all others: they are few, and
             only they teach to look at both sides.
         shortest_share: each file is cut into pieces of at most a share of the row drawn between this and 1.
         files_per_block: files whose pieces are shuffled together.
-        repeats: how often a package is read per epoch, by name; 1 where not named.
+        repeats: how often a package is read per epoch, by name, where it is not `other_repeats`; of a fraction, the
+            share of files is drawn anew in each epoch.
+        other_repeats: the same for packages that `repeats` does not name.
     """
 
     fim: fim.FimRecipe
     multi_file_rate: float = 0.12
+    max_joined_files: int = 3
     middle_weight: float = 2.0
     shortest_share: float = 0.25
     files_per_block: int = 160
-    repeats: tuple[tuple[str, int], ...] = ()
+    repeats: tuple[tuple[str, float], ...] = ()
+    other_repeats: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,14 @@ class BatchStream:
         """
         repeats = dict(recipe.repeats)
         self.files, self.encode, self.recipe, self.seed = files, encode, recipe, seed
-        self.order = np.repeat(np.arange(len(files)), [repeats.get(file.package, 1) for file in files])
-        self.blocks_per_epoch = max(1, len(self.order) // recipe.files_per_block)
+        self.times = np.array([repeats.get(file.package, recipe.other_repeats) for file in files], np.float64)
+        self.blocks_per_epoch = max(1, int(self.times.sum()) // recipe.files_per_block)
+
+    def epoch_files(self, epoch: int) -> np.ndarray:
+        """Numbers of the files of one epoch, int64, in its order; a fraction of a repeat is drawn by chance."""
+        rng = np.random.default_rng((self.seed, epoch))
+        times = np.floor(self.times + rng.random(len(self.times))).astype(np.int64)
+        return rng.permutation(np.repeat(np.arange(len(self.files)), times))
 
     def documents(self, block: int, max_tokens: int) -> Iterator[Packed]:
         """All documents of one block.
@@ -142,7 +158,7 @@ class BatchStream:
             max_tokens: longest document; longer ones, which re-encoding at a split can make, are left out.
         """
         epoch, index = divmod(block, self.blocks_per_epoch)
-        shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.order)
+        shuffled = self.epoch_files(epoch)
         rng = np.random.default_rng((self.seed, epoch, index))
         for number in shuffled[index :: self.blocks_per_epoch]:
             file = self.files[number]
@@ -155,20 +171,27 @@ class BatchStream:
                         yield document
 
     def document(self, segment: segments.Segment, number: int, max_tokens: int, rng: np.random.Generator) -> Packed:
-        """The training document of one segment, with neighbours from its package before it in a share of cases."""
+        """The training document of one segment, in a share of cases behind the files that its repository's order puts
+        before its own: what it imports, or what it tests."""
         parts = [self.draw(segment, rng)]
         if rng.random() < self.recipe.multi_file_rate:
             room = max_tokens - 2 - len(parts[0].token_ids)
-            for _ in range(2):
-                neighbour = self.files[(number + int(rng.integers(-4, 5))) % len(self.files)]
-                if neighbour.package == self.files[number].package and room > 100:
-                    pieces = [piece for piece in segments.cut(neighbour, room - 40, rng) if piece.text]
-                    if pieces:
-                        part = self.draw(pieces[int(rng.integers(len(pieces)))], rng)
-                        if len(part.token_ids) <= room:
-                            parts.insert(0, part)
-                            room -= len(part.token_ids)
+            for before in range(number - 1, max(-1, number - 1 - self.recipe.max_joined_files), -1):
+                if not self.is_beside(before, number) or room <= MIN_JOINED_TOKENS:
+                    break
+                # A file that fits is taken whole, of a larger one a piece.
+                pieces = [piece for piece in segments.cut(self.files[before], room - 40, rng) if piece.text]
+                if pieces:
+                    part = self.draw(pieces[int(rng.integers(len(pieces)))], rng)
+                    if len(part.token_ids) <= room:
+                        parts.insert(0, part)
+                        room -= len(part.token_ids)
         return join_files(parts, self.recipe.middle_weight, has_eos=bool(rng.random() < self.recipe.fim.eos_rate))
+
+    def is_beside(self, one: int, other: int) -> bool:
+        """Whether two files stand in the same list of the same repository's order."""
+        first, second = self.files[one], self.files[other]
+        return (first.package, first.group) == (second.package, second.group)
 
     def draw(self, segment: segments.Segment, rng: np.random.Generator) -> fim.Document:
         """One segment's FIM document."""
@@ -184,6 +207,28 @@ class BatchStream:
             rows = order[start : start + num_rows]
             yield Batch(packed.token_ids[rows], packed.document_ids[rows], packed.positions[rows], packed.weights[rows])
 
+    def batches_from(
+        self, position: tuple[int, int], num_rows: int, sequence_length: int
+    ) -> Iterator[tuple[tuple[int, int], Batch]]:
+        """Batches without end, each with the position behind it; see `prefetch`.
+
+        Raises:
+            TrainingError: a whole epoch gives not one batch.
+        """
+        block, skip = position
+        num_empty = 0
+        while num_empty <= self.blocks_per_epoch:
+            num_empty += 1
+            for index, batch in enumerate(self.batches(block, num_rows, sequence_length)):
+                num_empty = 0
+                if index >= skip:
+                    yield (block, index + 1), batch
+            block, skip = block + 1, 0
+        raise TrainingError(
+            f"{len(self.files)} files give no batch of {num_rows} rows of {sequence_length} tokens. Name more sources, "
+            "or make batch_tokens in [run] smaller or files_per_block in [data] larger."
+        )
+
 
 def prefetch(
     stream: BatchStream, position: tuple[int, int], num_rows: int, sequence_length: int
@@ -198,25 +243,35 @@ def prefetch(
 
     Yields:
         The position BEHIND each batch, from which a resumed run goes on, and the batch. Endless.
+
+    Raises:
+        TrainingError: as `BatchStream.batches_from`.
     """
-    ready: queue.Queue[tuple[tuple[int, int], Batch]] = queue.Queue(maxsize=40)
+    ready: queue.Queue[tuple[tuple[int, int], Batch] | Exception] = queue.Queue(maxsize=40)
     is_closed = threading.Event()
 
-    def produce() -> None:
-        block, skip = position
+    def put(item: tuple[tuple[int, int], Batch] | Exception) -> None:
         while not is_closed.is_set():
-            for index, batch in enumerate(stream.batches(block, num_rows, sequence_length)):
-                while index >= skip and not is_closed.is_set():
-                    try:
-                        ready.put(((block, index + 1), batch), timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-            block, skip = block + 1, 0
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in stream.batches_from(position, num_rows, sequence_length):
+                put(item)
+                if is_closed.is_set():
+                    return
+        except Exception as error:  # it belongs to whoever waits for batches, not to this thread
+            put(error)
 
     threading.Thread(target=produce, name="batches", daemon=True).start()
     try:
         while True:
-            yield ready.get()
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
     finally:
         is_closed.set()

@@ -6,14 +6,13 @@ Invariant: a piece consists of whole lines of its file, with at most the file's 
 
 from __future__ import annotations
 
-import ast
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from cg_local.training.fim import Encode
+from cg_local.training.structure import split_lines, structure_of
 
 MAX_HEADER_TOKENS = 90
 """Import headers above this are not repeated before definitions: they would crowd out the definition."""
@@ -35,6 +34,8 @@ class Outline:
             they tile the file.
         blocks: int32 [num_blocks, 2], (first, last + 1) lines of every statement and body in the file.
         header: (first, last + 1) lines of the leading imports; (0, 0) where there are none.
+        group: number of the list of `import_graph.reading_order` in which the file stands; neighbours in the list of
+            all outlines that have the same package and group may share a document.
     """
 
     package: str
@@ -44,6 +45,7 @@ class Outline:
     units: list[tuple[int, int]]
     blocks: np.ndarray
     header: tuple[int, int]
+    group: int = 0
 
     def num_tokens(self, first: int, after: int) -> int:
         """Tokens of the lines from `first` to before `after`."""
@@ -59,63 +61,27 @@ class Segment:
     blocks: list[tuple[int, int]]
 
 
-def outline(package: str, path: str, text: str, encode: Encode, max_unit_tokens: int) -> Outline:
+def outline(package: str, path: str, text: str, encode: Encode, max_unit_tokens: int, group: int = 0) -> Outline:
     """Parse a file once.
 
     Args:
-        package: name of the distribution.
+        package: name of the distribution or repository.
         path: path inside it.
-        text: Python source that parses.
+        text: source; Python must parse.
         encode: text to ids.
-        max_unit_tokens: classes above this are cut into members.
+        max_unit_tokens: definitions above this are cut into members.
+        group: see `Outline`.
     """
-    lines = text.splitlines(keepends=True) if "\f" not in text else [line + "\n" for line in text.split("\n")[:-1]]
+    lines = split_lines(text)
     offsets = np.concatenate([[0], np.cumsum([len(encode(line)) for line in lines])]).astype(np.int32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tree = ast.parse(text)
-    starts = sorted(set(unit_starts(tree.body, offsets, max_unit_tokens, len(lines))) | {0})
+    found = structure_of(path, lines, offsets, max_unit_tokens)
+    starts = sorted({0, *(start for start in found.starts if start < len(lines))})
     units = list(zip(starts, [*starts[1:], len(lines)], strict=True))
-    spans = sorted({span for span in statement_blocks(tree) if span[1] <= len(lines)})
-    blocks = np.array(spans, np.int32).reshape(-1, 2)
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    header = (imports[0].lineno - 1, imports[-1].end_lineno or 0) if imports else (0, 0)
+    blocks = np.array(sorted(set(found.blocks)), np.int32).reshape(-1, 2)
+    header = found.header
     if offsets[header[1]] - offsets[header[0]] > MAX_HEADER_TOKENS:
         header = (0, 0)
-    return Outline(package, path, lines, offsets, [unit for unit in units if unit[0] < unit[1]], blocks, header)
-
-
-def first_line(node: ast.stmt) -> int:
-    """Number, from 0, of a statement's first line, decorators included."""
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(item.lineno for item in decorators)]) - 1
-
-
-def unit_starts(body: list[ast.stmt], offsets: np.ndarray, max_tokens: int, num_lines: int) -> Iterator[int]:
-    """First lines of definitions and of the statements behind them, and of the members of a class that is too large."""
-    was_definition = False
-    for node in body:
-        is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        if is_definition or was_definition:
-            yield first_line(node)
-        if (
-            isinstance(node, ast.ClassDef)
-            and offsets[min(node.end_lineno or 0, num_lines)] - offsets[first_line(node)] > max_tokens
-        ):
-            yield from unit_starts(node.body, offsets, max_tokens, num_lines)
-        was_definition = is_definition
-
-
-def statement_blocks(tree: ast.Module) -> Iterator[tuple[int, int]]:
-    """Line spans of every statement and of every body of statements below the top level."""
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            body = getattr(node, name, None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.stmt):
-                spans = [(first_line(item), item.end_lineno or 0) for item in body]
-                yield from spans
-                if not isinstance(node, ast.Module):
-                    yield spans[0][0], spans[-1][1]
+    return Outline(package, path, lines, offsets, [unit for unit in units if unit[0] < unit[1]], blocks, header, group)
 
 
 def cut(file: Outline, max_tokens: int, rng: np.random.Generator) -> Iterator[Segment]:

@@ -1,22 +1,21 @@
 """Trains a SentencePiece model whose first 169 ids are laid out as in CodeGemma's tokenizer.
 
-    python -m cg_local.training.tokenizer_trainer CORPUS_DIR OUT.model
-
 Owns the id layout and the trainer's options; encoding text is `cg_local.tokenizer`'s work.
 Invariant: ids 0..168 are the same pieces with the same types in every model it writes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+
+from cg_local.errors import TrainingError
 
 VOCAB_SIZE = 4096
 FIRST_LEARNED_ID = 169
@@ -56,6 +55,18 @@ def sample_lines(texts: Iterable[str], max_bytes: int, seed: int) -> Iterator[st
         yield from text.splitlines(keepends=True)
 
 
+@contextmanager
+def clear_error(vocab_size: int) -> Iterator[None]:
+    """Turn the trainer's complaint into one about the option that it comes from."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2]
+        raise TrainingError(
+            f"vocab_size in [model] is {vocab_size}: no tokenizer of this size can be trained on these texts. {reason}"
+        ) from error
+
+
 def train_tokenizer(
     texts: Iterable[str], out: Path, *, vocab_size: int = VOCAB_SIZE, max_bytes: int = 20_000_000
 ) -> None:
@@ -66,8 +77,11 @@ def train_tokenizer(
         out: the `.model` file to write.
         vocab_size: number of pieces, the 169 fixed ones and 256 bytes included.
         max_bytes: size of the sample; 20 MB is enough for 4096 pieces.
+
+    Raises:
+        TrainingError: the vocabulary is too small for the fixed pieces, or too large for what the texts hold.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, clear_error(vocab_size):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sample_lines(texts, max_bytes, seed=0), model_prefix=f"{folder}/nano", model_type="bpe",
             vocab_size=vocab_size, byte_fallback=True, split_digits=True, add_dummy_prefix=False,
@@ -82,17 +96,3 @@ def train_tokenizer(
     model.trainer_spec.model_prefix = "nano"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(model.SerializeToString())
-
-
-def main() -> None:
-    """Command line entry; see the module's head."""
-    parser = argparse.ArgumentParser(description="Train nano's tokenizer.")
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
-    with (options.corpus / "train.jsonl").open() as lines:
-        train_tokenizer([json.loads(line)["text"] for line in lines], options.out)
-
-
-if __name__ == "__main__":
-    main()

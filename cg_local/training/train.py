@@ -1,21 +1,16 @@
-"""Trains a model from a recipe on a prepared corpus.
+"""Trains a model: the loop of steps, validation, checkpoints and log.
 
-    python -m cg_local.training.train RECIPE.toml RUN_DIR --corpus DIR --tokenizer FILE --deadline HH:MM
-    (or --minutes M, or --total-steps N)
-
-Owns the loop: steps, validation, checkpoints, the log, and stopping in order. Started again with the same RUN_DIR it
-goes on where the last checkpoint stands. SIGTERM and SIGINT end it with a checkpoint.
-Invariant: with --total-steps, a run that was interrupted gives the same weights, bit for bit, as one that was not.
+Owns the compiled step, the state of a run, and stopping in order. A run started again in the same folder goes on where
+its newest checkpoint stands. What it is given to read is `session`'s work.
+Invariant: with a length in steps, a run that was stopped or killed gives, on the same machine, the same weights bit for
+bit as one that was not.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import functools
 import itertools
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,11 +24,12 @@ import optax
 
 from cg_local.errors import TrainingError
 from cg_local.training import checkpoint as checkpoints
-from cg_local.training import dataset, model, optimizer
+from cg_local.training import model, optimizer
 from cg_local.training.packing import Batch, BatchStream, prefetch
-from cg_local.training.recipe import Recipe, load_recipe
+from cg_local.training.recipe import Recipe
 
-StepFunction = Callable[..., tuple[model.Params, optax.OptState, dict[str, jax.Array]]]
+StepFunction = Callable[..., tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]]
+LossFunction = Callable[[model.Params, Recipe, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass
@@ -60,10 +56,12 @@ class Clock:
 
 @dataclass
 class State:
-    """What a checkpoint holds: weights, optimizer state, step, data position, tokens seen, seconds, row length."""
+    """What a checkpoint holds: weights, their running average, optimizer state, step, data position, tokens seen,
+    seconds, row length."""
 
     params: model.Params
     opt_state: optax.OptState
+    average: model.Params
     step: int = 0
     position: tuple[int, int] = (0, 0)
     tokens: int = 0
@@ -83,21 +81,52 @@ def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[j
     return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights), figures
 
 
+def matmul_precision(compute: str) -> str:
+    """The precision of matrix products for a recipe's `compute`, as `jax.default_matmul_precision` names it.
+
+    Weights, sums, norms and softmax stay in float32: only the factors of products are rounded, as the units of a GPU
+    and a TPU take them. On a CPU XLA has no such product, so there they stay in float32 as well.
+    """
+    backend = jax.default_backend()
+    if compute == "float32" or backend == "cpu":
+        return "float32"
+    return "bfloat16" if backend == "tpu" else "BF16_BF16_F32"
+
+
+def device_name() -> str:
+    """The device that JAX computes on, for people: for example "cpu" or "gpu (NVIDIA H100)"."""
+    device = jax.devices()[0]
+    return device.platform if device.platform == "cpu" else f"{device.platform} ({device.device_kind})"
+
+
+def product_dtype(compute: str) -> str:
+    """The type of the factors of matrix products for a recipe's `compute` on this machine."""
+    return "float32" if matmul_precision(compute) == "float32" else "bfloat16"
+
+
 @functools.cache
-def make_step(recipe: Recipe) -> StepFunction:
-    """The compiled update: (params, opt_state, batch arrays, rate factor) to new params, new opt_state, figures."""
+def make_step(recipe: Recipe, loss_function: LossFunction = weighted_loss) -> StepFunction:
+    """The compiled update: (params, opt_state, average, batch arrays, rate factor, weight of the new weights in the
+    average) to new params, new opt_state, new average, figures."""
     transformation = optimizer.make_optimizer(recipe.optimizer)
 
     def step(
-        params: model.Params, opt_state: optax.OptState, arrays: tuple[jax.Array, ...], factor: jax.Array
-    ) -> tuple[model.Params, optax.OptState, dict[str, jax.Array]]:
-        (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
+        params: model.Params,
+        opt_state: optax.OptState,
+        average: model.Params,
+        arrays: tuple[jax.Array, ...],
+        factor: jax.Array,
+        share: jax.Array,
+    ) -> tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]:
+        with jax.default_matmul_precision(matmul_precision(recipe.run.compute)):
+            (_, figures), gradients = jax.value_and_grad(loss_function, has_aux=True)(params, recipe, Batch(*arrays))
         updates, opt_state = transformation.update(gradients, opt_state, params)
         params = jax.tree.map(lambda weight, update: weight + factor * update, params, updates)
+        average = jax.tree.map(lambda mean, weight: mean + share * (weight - mean), average, params)
         squares = [jnp.sum(gradient * gradient) for gradient in gradients.values()]
-        return params, opt_state, {**figures, "gradient_norm": jnp.sqrt(sum(squares))}
+        return params, opt_state, average, {**figures, "gradient_norm": jnp.sqrt(sum(squares))}
 
-    compiled: StepFunction = jax.jit(step, donate_argnums=(0, 1))
+    compiled: StepFunction = jax.jit(step, donate_argnums=(0, 1, 2))
     return compiled
 
 
@@ -105,6 +134,7 @@ def save_state(folder: Path, state: State, recipe: Recipe) -> Path:
     """Write the state as a checkpoint; see `checkpoint.save`."""
     leaves = jax.tree.leaves(state.opt_state)
     arrays = {f"params/{name}": np.asarray(value) for name, value in state.params.items()}
+    arrays |= {f"average/{name}": np.asarray(value) for name, value in state.average.items()}
     arrays |= {f"optimizer/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
     record = {"step": state.step, "position": list(state.position), "length": state.length}
     record |= {"tokens": state.tokens, "elapsed": state.elapsed}
@@ -121,6 +151,8 @@ def restore_state(path: Path, fresh: State) -> State:
     leaves, structure = jax.tree.flatten(fresh.opt_state)
     wanted = {f"params/{name}": value for name, value in fresh.params.items()}
     wanted |= {f"optimizer/{number:04d}": leaf for number, leaf in enumerate(leaves)}
+    # Checkpoints from before there was an average: it begins at the weights.
+    means = {name: saved.arrays.pop(f"average/{name}", saved.arrays.get(f"params/{name}")) for name in fresh.params}
     found = {name: value.shape for name, value in saved.arrays.items()}
     if found != {name: value.shape for name, value in wanted.items()}:
         raise TrainingError(
@@ -135,6 +167,7 @@ def restore_state(path: Path, fresh: State) -> State:
     return State(
         params,
         opt_state,
+        {name: jnp.asarray(value) for name, value in means.items()},
         record["step"],
         (block, index),
         record["tokens"],
@@ -152,7 +185,14 @@ class Trainer:
     """One session of a run."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, stream: BatchStream, validation: BatchStream, clock: Clock
+        self,
+        recipe: Recipe,
+        folder: Path,
+        stream: BatchStream,
+        validation: BatchStream,
+        clock: Clock,
+        on_step: Callable[[State, dict[str, float]], None] = lambda state, figures: None,
+        loss_function: LossFunction = weighted_loss,
     ) -> None:
         """Start or resume the run in `folder`.
 
@@ -162,16 +202,20 @@ class Trainer:
             stream: training data.
             validation: held-out data.
             clock: length of the run.
+            on_step: called after each step with the state and the step's figures, as in the log.
+            loss_function: what is minimised, and figures for the log, among them those of `weighted_loss`.
         """
+        self.on_step = on_step
         self.recipe, self.folder, self.stream, self.validation, self.clock = recipe, folder, stream, validation, clock
         params = model.initial_params(recipe.model, recipe.run.seed)
-        self.state = State(params, optimizer.make_optimizer(recipe.optimizer).init(params))
+        average = {name: jnp.array(value) for name, value in params.items()}  # its own memory: both are donated
+        self.state = State(params, optimizer.make_optimizer(recipe.optimizer).init(params), average)
         newest = checkpoints.latest(folder)
         if newest is not None:
             self.state = restore_state(newest, self.state)
         clock.elapsed = self.state.elapsed
-        self.step_function = make_step(recipe)
-        self.evaluate = jax.jit(lambda params, arrays: weighted_loss(params, recipe, Batch(*arrays))[1])
+        self.step_function = make_step(recipe, loss_function)
+        self.evaluate = jax.jit(lambda params, arrays: loss_function(params, recipe, Batch(*arrays))[1])
         self.is_stopping = False
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -197,10 +241,17 @@ class Trainer:
         length = run.sequence_lengths[0]
         batches = self.validation.batches(0, run.batch_tokens // length, length)
         chosen = itertools.islice(batches, run.validation_batches)
-        figures = [self.evaluate(self.state.params, arrays_of(batch)) for batch in chosen]
+        figures = [
+            (self.evaluate(self.state.params, arrays_of(batch)), self.evaluate(self.state.average, arrays_of(batch)))
+            for batch in chosen
+        ]
         if figures:
-            means = {name: float(np.mean([item[name] for item in figures])) for name in ("loss", "middle_loss")}
-            self.log(**{f"validation_{name}": round(value, 4) for name, value in means.items()})
+            means = {
+                f"{kind}_{name}": round(float(np.mean([pair[index][name] for pair in figures])), 4)
+                for index, kind in enumerate(("validation", "average"))
+                for name in ("loss", "middle_loss")
+            }
+            self.log(**means)
 
     def batches(self) -> Iterator[Batch]:
         """Training batches; the row length follows the progress, and a new length begins at the next block."""
@@ -242,8 +293,9 @@ class Trainer:
         """One update and its line in the log; `begin` is when the step started, `waited` the seconds spent on data."""
         state = self.state
         factor = optimizer.rate_factor(self.recipe.optimizer, state.step, self.clock.progress(state.step))
-        state.params, state.opt_state, figures = self.step_function(
-            state.params, state.opt_state, arrays_of(batch), jnp.float32(factor)
+        share = optimizer.average_share(self.recipe.optimizer, state.step)
+        state.params, state.opt_state, state.average, figures = self.step_function(
+            state.params, state.opt_state, state.average, arrays_of(batch), jnp.float32(factor), jnp.float32(share)
         )
         values = {name: float(value) for name, value in figures.items()}
         seconds = time.monotonic() - begin
@@ -256,6 +308,7 @@ class Trainer:
                 f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates."
             )
         rounded = {name: round(value, 4) for name, value in values.items()}
+        self.on_step(state, {**values, "seconds": seconds})
         self.log(
             **rounded,
             rate=round(factor, 4),
@@ -263,45 +316,3 @@ class Trainer:
             data_seconds=round(waited, 3),
             length=batch.token_ids.shape[1],
         )
-
-
-def seconds_until(clock_time: str) -> float:
-    """Seconds from now to the next "HH:MM" of the local clock, at the time of the call.
-
-    Raises:
-        TrainingError: not a time.
-    """
-    try:
-        wanted = datetime.time.fromisoformat(clock_time)
-    except ValueError as error:
-        raise TrainingError(f"--deadline {clock_time}: not a time such as 04:20.") from error
-    now = datetime.datetime.now()
-    moment = datetime.datetime.combine(now.date(), wanted)
-    return ((moment if moment > now else moment + datetime.timedelta(days=1)) - now).total_seconds()
-
-
-def main() -> None:
-    """Command line entry; see the module's head."""
-    parser = argparse.ArgumentParser(description="Train a model from a recipe.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--total-steps", type=int)
-    length.add_argument("--deadline", metavar="HH:MM")
-    length.add_argument("--minutes", type=float)
-    options = parser.parse_args()
-    recipe = load_recipe(options.recipe)
-    stream, validation = dataset.open_streams(options.corpus, options.tokenizer, recipe)
-    left = seconds_until(options.deadline) if options.deadline else 60.0 * (options.minutes or 0.0)
-    end = time.time() + left
-    trainer = Trainer(recipe, options.folder, stream, validation, Clock(options.total_steps, lambda: end - time.time()))
-    signal.signal(signal.SIGTERM, trainer.stop)
-    signal.signal(signal.SIGINT, trainer.stop)
-    state = trainer.run()
-    print(f"step {state.step}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes")
-
-
-if __name__ == "__main__":
-    main()
