@@ -25,8 +25,6 @@ from cg_local.model_folder import ModelFolder
 from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, num_tiles
 
 Floats = NDArray[np.float32]
-# Codes, scales, sums and corrections in the block layout of `kernels/matmul.py`.
-Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]]
 
 # How the inputs of products with 8-bit weights are rounded; 4- and 6-bit weights always take int8.
 ACTIVATIONS = ("int8", "int16")
@@ -91,7 +89,7 @@ class Activations:
         self.num_tokens, self.columns = x.shape
         self.tokens_per_block: int = 1 if self.num_tokens == 1 else kernels.BLOCK_TOKENS
         self.num_blocks: int = -(-self.num_tokens // self.tokens_per_block)
-        self._int8: Quantized | None = None
+        self._int8: kernels.Quantized | None = None
         self._int16: tuple[NDArray[np.int16], Floats] | None = None
         self._blocked: Floats | None = None
 
@@ -100,7 +98,7 @@ class Activations:
         """The number of tokens with those that fill up the last block."""
         return self.num_blocks * self.tokens_per_block
 
-    def int8(self) -> Quantized:
+    def int8(self) -> kernels.Quantized:
         """Return codes, scales, sums and corrections as `kernels.quantize_activations` writes them."""
         if self._int8 is None:
             gain, eps = self._norm or (_NO_GAIN, _NO_EPS)
@@ -141,12 +139,12 @@ class GatedActivations:
         self.num_tokens, self.padded_tokens = like.num_tokens, like.padded_tokens
         self._int8 = int8_blocks(like, columns, workspace, name)
 
-    def int8(self) -> Quantized:
+    def int8(self) -> kernels.Quantized:
         """Return codes, scales, sums and corrections."""
         return self._int8
 
 
-def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> Quantized:
+def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> kernels.Quantized:
     """Return uninitialized arrays for the quantized form of `columns` columns, in the blocks of other activations."""
     shape = like.num_blocks, columns // GROUP, like.tokens_per_block
     return (
@@ -243,7 +241,7 @@ class Projections:
         workers = int(numba.get_num_threads())
         scratch = workspace.array("scratch", (workers, kernels.scratch_floats(x.padded_tokens)))
         y = int8 if gated is None else gated.int8()
-        kernels.run_products(self._jobs, *int8, x.num_tokens, mode, total, *y, scratch, workers)
+        kernels.run_products(self._jobs, int8, x.num_tokens, mode, total, y, scratch, workers)
 
 
 def _kernel_view(part: NDArray[Any]) -> NDArray[Any]:
