@@ -10,6 +10,7 @@ Source of the network: google/gemma_pytorch, gemma/model.py; `reference.py` is t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,14 +58,21 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[str, NDArray[Any]] = {}
+        self._arrays: dict[str, NDArray[Any]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> NDArray[Any]:
-        """Return an uninitialized array; the next call with this name may reuse its memory."""
-        size = math.prod(shape)
+        """Return an uninitialized array; the next call with this name reuses its memory, or returns the same array."""
+        array = self._arrays.get(name)
+        # Decode steps ask some 300 times for arrays of the shapes that the step before had.
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = self._buffer(name, math.prod(shape), dtype).reshape(shape)
+        return array
+
+    def _buffer(self, name: str, size: int, dtype: type[np.generic]) -> NDArray[Any]:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size:
             buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
+        return buffer[:size]
 
     @property
     def num_bytes(self) -> int:
@@ -178,29 +186,36 @@ class Projections:
         for matrix, name in zip(matrices, names, strict=True):
             if matrix.format not in kernels.MATMUL:
                 raise ModelFolderError(f"{prefix}{name}: the engine has no kernel for {matrix.format}; quantize again")
+        self._rows = [num_tiles(matrix.shape[0]) * TILE_ROWS for matrix in matrices]
+        self._outs: list[Floats] = []
         self._parts = [tuple(_kernel_view(part) for part in matrix.parts.values()) for matrix in matrices]
         self._takes_int16 = [rounding == "int16" and matrix.format == "i8g64" for matrix in matrices]
         fused = kernels.FUSED_FORMATS
         pairs = zip(matrices, self._takes_int16, strict=True)
         self._fused = [index for index, (m, int16) in enumerate(pairs) if m.format in fused and not int16]
         self.is_fused = len(self._fused) == len(matrices)
-        self._jobs = kernels.table_of_jobs([matrices[index] for index in self._fused]) if self._fused else None
+        self._jobs = kernels.table_of_jobs([matrices[index] for index in self._fused])
 
     def __call__(self, x: Activations | GatedActivations, workspace: Workspace) -> list[Floats]:
         """Return x times each transposed matrix, float32 [num_tokens, rows]; valid until these names' next product."""
-        outs = [
-            workspace.array(name, (x.padded_tokens, num_tiles(matrix.shape[0]) * TILE_ROWS))
-            for name, matrix in zip(self._names, self._matrices, strict=True)
-        ]
-        if self._jobs is not None:
-            for job, index in zip(self._jobs, self._fused, strict=True):
-                job[kernels.OUT], job[kernels.STRIDE] = outs[index].ctypes.data, outs[index].shape[1]
+        padded = x.padded_tokens
+        outs = [workspace.array(name, (padded, rows)) for name, rows in zip(self._names, self._rows, strict=True)]
+        if self._fused:
+            self._store_to(outs)
             self._run(x, kernels.STORE, workspace)
         for index, out in enumerate(outs):
             if index not in self._fused:
                 assert isinstance(x, Activations)  # `gate` fuses only before matrices that are fused too
                 self._multiply(index, x, out)
         return [out[: x.num_tokens, : matrix.shape[0]] for out, matrix in zip(outs, self._matrices, strict=True)]
+
+    def _store_to(self, outs: list[Floats]) -> None:
+        """Enter where the fused products go, unless they went there the last time."""
+        if len(outs) == len(self._outs) and all(map(operator.is_, outs, self._outs)):
+            return
+        for job, index in zip(self._jobs, self._fused, strict=True):
+            job[kernels.OUT], job[kernels.STRIDE] = outs[index].ctypes.data, outs[index].shape[1]
+        self._outs = outs
 
     def add_to(self, total: Floats, x: Activations | GatedActivations, workspace: Workspace) -> None:
         """Add the product of the only matrix to total, float32 [num_tokens, rows]."""

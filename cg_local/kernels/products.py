@@ -66,6 +66,7 @@ def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
     return table
 
 
+@cache
 def scratch_floats(padded_tokens: int) -> int:
     """Return how many float32 of scratch memory each worker needs."""
     return SCRATCH_TILES * padded_tokens * TILE_ROWS + (matmul_four_bits.PANEL_BYTES + 64) // 4
