@@ -84,6 +84,7 @@ def infill_prompt(
     path: str | None = None,
     order: str = "psm",
     context: Sequence[tuple[str, str]] = (),
+    context_room: int = 0,
     max_prompt_tokens: int,
 ) -> Prompt:
     """Build the prompt that asks for the text between `prefix` and `suffix`.
@@ -103,6 +104,7 @@ def infill_prompt(
         path: the file's path as the model should see it: relative to the repository, with slashes. None: no path line.
         order: "psm" or "spm".
         context: (path, text) of other files, the nearest last.
+        context_room: ids that these files may take before the text is given its place; 0: they take what it leaves.
         max_prompt_tokens: most ids the prompt may have.
 
     Raises:
@@ -120,9 +122,12 @@ def infill_prompt(
         omitted.append(f"path line of {len(path_ids):,} tokens")
         path_ids = []
     room -= len(path_ids)
+    files, file_ids = _nearest_files(tokenizer, context, min(context_room, room - needed))
+    room -= len(file_ids)
     kept_before = _cut_to_end(tokenizer, before, max(int(room * PREFIX_SHARE), room - len(after)))
     kept_after = _cut_to_start(tokenizer, after, room - len(kept_before))
-    files, file_ids = _nearest_files(tokenizer, context, room - len(kept_before) - len(kept_after))
+    if not context_room:
+        files, file_ids = _nearest_files(tokenizer, context, room - len(kept_before) - len(kept_after))
     if len(files) < len(context):
         omitted.append(f"{len(context) - len(files)} of {len(context)} context files")
     sides = (_part(tokenizer, "prefix", prefix, kept_before), _part(tokenizer, "suffix", suffix, kept_after))
