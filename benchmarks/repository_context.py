@@ -131,6 +131,8 @@ def lines_of(package: str, tree: WorkTree, count: int, seed: int) -> Iterator[Ca
     rng = random.Random(f"{seed}/{package}")
     paths = [path for path in tree.paths() if path.endswith(".py") and is_held_out(package, path)]
     for path in rng.sample(paths, len(paths)):
+        if not count:
+            break
         text = tree.read(path) or ""
         lines = list(statement_lines(text)) if text.count("\n") >= MIN_FILE_LINES else []
         if lines and candidates(tree, path, text):
