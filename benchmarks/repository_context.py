@@ -185,7 +185,7 @@ def ask(model: LocalModel, tree: WorkTree, case: Case, variants: list[Variant]) 
             suffix,
             path=case.path,
             context=[(file.path, file.text) for file in files],
-            context_room=variant.context_tokens,
+            context_share=variant.context_tokens / variant.prompt_tokens,
             max_prompt_tokens=variant.prompt_tokens,
         )
         rows = model.logits([*prompt.token_ids, *true_ids[:-1]])[len(prompt.token_ids) - 1 :].astype(np.float64)

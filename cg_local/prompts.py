@@ -30,6 +30,9 @@ ROLES = {"system": "system", "user": "user", "assistant": "model", "model": "mod
 PREFIX_SHARE = 3 / 4
 """The prefix's part of a budget too small for both sides; llama.cpp's server splits its batch the same way."""
 
+CONTEXT_SHARE = 1 / 4
+"""The part of a prompt that other files keep beside a text too long for it."""
+
 STEADY_SHARE = 1 / 8
 """The part of a prefix too long for its budget that may be given up so that its cut stays where it is."""
 
@@ -88,7 +91,7 @@ def infill_prompt(
     path: str | None = None,
     order: str = "psm",
     context: Sequence[tuple[str, str]] = (),
-    context_room: int = 0,
+    context_share: float = CONTEXT_SHARE,
     max_prompt_tokens: int,
 ) -> Prompt:
     """Build the prompt that asks for the text between `prefix` and `suffix`.
@@ -98,8 +101,8 @@ def infill_prompt(
     but not the form of a file without a gap. SPM, the suffix with its sentinel before the prefix with its own, is
     experimental: the report says that the model knows it, and its exact form is not published.
 
-    What does not fit is left out in this order: context files from the first (farthest) on, then the lines farthest
-    from the gap, then the path line. A line is cut inside only if it alone exceeds the budget. The kept prefix begins
+    What does not fit is left out in this order: context files from the first (farthest) on, down to their share, then
+    the lines farthest from the gap, then the path line. A line is cut inside only if it alone exceeds the budget. The kept prefix begins
     with the same line while the gap moves on a little, so that its K and V can be used again.
 
     Args:
@@ -109,7 +112,7 @@ def infill_prompt(
         path: the file's path as the model should see it: relative to the repository, with slashes. None: no path line.
         order: "psm" or "spm".
         context: (path, text) of other files, the nearest last.
-        context_room: ids that these files may take before the text is given its place; 0: they take what it leaves.
+        context_share: of the prompt, kept for these files where the text is too long; else they take what it leaves.
         max_prompt_tokens: most ids the prompt may have.
 
     Raises:
@@ -121,23 +124,20 @@ def infill_prompt(
     room = max_prompt_tokens - 4  # BOS and three FIM ids
     before, after = _encode_end(tokenizer, prefix, room), _encode_start(tokenizer, suffix, room)
     needed = _check_room(room, len(before) + len(after), num_control=4)
-    path_ids = tokenizer.encode(_path_line(path))
-    omitted = []
+    path_ids, omitted = tokenizer.encode(_path_line(path)), list[str]()
     if room - len(path_ids) < needed:
         omitted.append(f"path line of {len(path_ids):,} tokens")
         path_ids = []
     room -= len(path_ids)
-    files, file_ids = _nearest_files(tokenizer, context, min(context_room, room - needed))
+    free = max(int(room * context_share), room - len(before) - len(after))
+    files, file_ids = _nearest_files(tokenizer, context, min(free, room - needed))
     room -= len(file_ids)
     kept_before = _cut_steadily(tokenizer, before, max(int(room * PREFIX_SHARE), room - len(after)))
     kept_after = _cut_to_start(tokenizer, after, room - len(kept_before))
-    if not context_room:
-        files, file_ids = _nearest_files(tokenizer, context, room - len(kept_before) - len(kept_after))
     if len(files) < len(context):
         omitted.append(f"{len(context) - len(files)} of {len(context)} context files")
     sides = (_part(tokenizer, "prefix", prefix, kept_before), _part(tokenizer, "suffix", suffix, kept_after))
-    first = [tokenizer.fim_prefix_id, *kept_before]
-    second = [tokenizer.fim_suffix_id, *kept_after]
+    first, second = [tokenizer.fim_prefix_id, *kept_before], [tokenizer.fim_suffix_id, *kept_after]
     body = [*first, *second] if order == "psm" else [*second, *first]
     token_ids = [tokenizer.bos_id, *file_ids, *path_ids, *body, tokenizer.fim_middle_id]
     return _prompt(token_ids, (*files, *sides), omitted, max_prompt_tokens)
@@ -185,18 +185,15 @@ def chat_prompt(
         max_prompt_tokens: most ids the prompt may have.
         keep_share: when turns must go, so many go that at most this share of the budget is left. Below 1 the next
             questions find the same start of the prompt, and with it its K and V in the prefix cache.
-        answer_ids: by the text of an answer, the ids as the model chose them; they stand for the text's encoding,
-            whose K and V would otherwise be computed although those of the chosen ids are there.
+        answer_ids: by the text of an answer, the ids as the model chose them, whose K and V are there.
 
     Raises:
         PromptError: a message without role or content, an unknown role, a conversation that does not start and end with
             a question, or a last question that does not fit.
 
-    Source: chat template of google/codegemma-7b-it (the same as google/gemma-2b-it's); ai.google.dev/gemma/docs/core/
-    prompt-structure (system instructions in the first user turn).
+    Source: chat template of google/codegemma-7b-it; ai.google.dev/gemma/docs/core/prompt-structure (system text).
     """
-    system, turns = _turns(messages)
-    known = answer_ids or {}
+    (system, turns), known = _turns(messages), answer_ids or {}
     opening = [tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
     encoded = [_turn_ids(tokenizer, role, text, known.get(text) if role == "model" else None) for role, text in turns]
 
@@ -354,8 +351,7 @@ def _nearest_files(
     tokenizer: Tokenizer, context: Sequence[tuple[str, str]], room: int
 ) -> tuple[list[PromptPart], list[int]]:
     """Return what fits of the context files, whole files only, the last ones first; parts and ids in prompt order."""
-    parts: list[PromptPart] = []
-    token_ids: list[int] = []
+    parts, token_ids = list[PromptPart](), list[int]()
     for path, text in reversed(context):
         file = _path_line(path) + _unix_lines(text)  # encoded as one: no control id stands between path and text
         file_ids = _encode_start(tokenizer, file, room - 1)
@@ -399,7 +395,6 @@ def _prompt(token_ids: list[int], parts: tuple[PromptPart, ...], omitted: list[s
         for part in parts
         if part.is_cut
     ]
-    if omitted:
-        said.append(f"left out: {', '.join(omitted)}")
+    said += [f"left out: {', '.join(omitted)}"] if omitted else []
     notice = f"prompt cut to {max_prompt_tokens:,} tokens: {'; '.join(said)}" if said else None
     return Prompt(token_ids, truncated=bool(said), notice=notice, parts=parts)

@@ -244,13 +244,14 @@ def test_context_with_room_of_its_own_stays_where_the_cursor_moves(tokenizer: To
     rows = numbered(800).splitlines(keepends=True)
     context = [("far.py", numbered(9)), ("near.py", numbered(6))]
     prefix, suffix = "".join(rows[:gap]), "".join(rows[gap:])
-    prompt = infill_prompt(tokenizer, prefix, suffix, context=context, context_room=150, max_prompt_tokens=600)
+    prompt = infill_prompt(tokenizer, prefix, suffix, context=context, max_prompt_tokens=600)
     assert [part.name for part in prompt.parts] == ["far.py", "near.py", "prefix", "suffix"]
     alone = infill_prompt(tokenizer, "", "", context=context, max_prompt_tokens=PLENTY)
     size = sum(part.num_tokens + 1 for part in prompt.parts[:2])
     assert prompt.token_ids[: 1 + size] == alone.token_ids[: 1 + size]
     assert 580 < len(prompt.token_ids) <= 600
-    less = infill_prompt(tokenizer, prefix, suffix, context=context, context_room=size - 1, max_prompt_tokens=600)
+    share = (size - 1) / 596
+    less = infill_prompt(tokenizer, prefix, suffix, context=context, context_share=share, max_prompt_tokens=600)
     assert [part.name for part in less.parts] == ["near.py", "prefix", "suffix"]
 
 
