@@ -102,8 +102,8 @@ def infill_prompt(
     experimental: the report says that the model knows it, and its exact form is not published.
 
     What does not fit is left out in this order: context files from the first (farthest) on, down to their share, then
-    the lines farthest from the gap, then the path line. A line is cut inside only if it alone exceeds the budget. The kept prefix begins
-    with the same line while the gap moves on a little, so that its K and V can be used again.
+    the lines farthest from the gap, then the path line. A line is cut inside only if it alone exceeds the budget. The
+    kept prefix begins with the same line while the gap moves on a little, so that its K and V can be used again.
 
     Args:
         tokenizer: the model's tokenizer.

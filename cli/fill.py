@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from cg_local.cli import fill_options, options
+from cg_local.cli.fill_context import fill_prompt, remember_speed, show_prompt
 from cg_local.cli.render import (
     AnswerWriter,
     end_answer,
@@ -18,7 +18,7 @@ from cg_local.cli.render import (
     timings,
 )
 from cg_local.cli.session import keep_fill, kv_store, load_model, read_text
-from cg_local.infill.cursor import STANDARD_INPUT, Gap, SourceText, Target, locate, parse_target
+from cg_local.infill.cursor import Gap, SourceText, Target, locate, parse_target
 
 if TYPE_CHECKING:
     from cg_local.answers import Infill
@@ -46,6 +46,9 @@ def fill(
     speculation: options.Speculation = True,
     cache: fill_options.Cache = True,
     kv_cache_size: options.KvCacheSize = "4 GiB",
+    context: fill_options.ContextOption = fill_options.Context.auto,
+    max_wait: fill_options.MaxWait = None,
+    show_prompt: fill_options.ShowPrompt = False,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
@@ -59,6 +62,7 @@ def fill(
       cg-local fill src/parser.py:42:9 --mode line
       cg-local fill src/parser.py:10-14 --json
       git show HEAD:a.py | cg-local fill -:7 --path a.py
+      cg-local fill src/parser.py:42 --context repo --show-prompt
     """
     _fill(fill_options.FillArguments(**locals()))
 
@@ -74,19 +78,16 @@ def _fill(given: FillArguments) -> None:
     loaded = load_model(given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation)
     if given.cache:
         loaded.use_kv_store(kv_store(given.kv_cache_size))
-    stream = loaded.infill(
-        gap.prefix,
-        gap.suffix,
-        given.path or _path_for_model(place.file),
-        mode=given.mode.value,
-        order=given.order.value,
-        params=params,
-        stream=True,
-    )
+    prompt = fill_prompt(given, gap, source, loaded)
+    if given.show_prompt:
+        show_prompt(prompt, loaded, as_json=given.json)
+        return
+    stream = loaded.infill(**prompt.arguments, mode=given.mode.value, params=params, stream=True)
     result = follow(stream, AnswerWriter(source.newline, is_silent=given.json))
     if given.json:
         print_json(_document(place, gap, source, loaded, result))
     keep_fill(loaded, result)
+    remember_speed(given, loaded, result)
     end_answer(result, is_quiet=given.json)
 
 
@@ -95,17 +96,6 @@ def _parse(target: str) -> Target:
         return parse_target(target)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="FILE:LINE[:COL]") from error
-
-
-def _path_for_model(file: str) -> str | None:
-    """The path as the model knows paths: relative, with slashes; of a file elsewhere only the name."""
-    if file == STANDARD_INPUT:
-        return None
-    path = Path(file)
-    try:
-        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
-    except (ValueError, OSError):
-        return path.name
 
 
 def _document(place: Target, gap: Gap, source: SourceText, model: LocalModel, result: Infill) -> dict[str, object]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, Any, Optional
 
 import typer
@@ -18,6 +20,54 @@ ModeOption = Annotated[Mode, typer.Option("--mode", help="How much to write: the
 OrderOption = Annotated[Order, typer.Option("--order", help="Order of the prompt; spm is experimental.")]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
+]
+
+
+class Context(str, Enum):
+    """Which other files the model sees."""
+
+    auto = "auto"
+    repo = "repo"
+    file = "file"
+
+
+def _seconds(value: Optional[str]) -> Optional[str]:  # noqa: UP045
+    if value is not None:
+        seconds_of(value)
+    return value
+
+
+def seconds_of(text: str) -> float:
+    """Read "3s", "500ms" or "3" as seconds.
+
+    Raises:
+        typer.BadParameter: it is none of them, or no time above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|)\s*", text)
+    seconds = float(found[1]) / (1000 if found[2] == "ms" else 1) if found else 0.0
+    if not seconds > 0:
+        raise typer.BadParameter(f"{text!r} is no time; write 3s or 500ms.", param_hint="--max-wait")
+    return seconds
+
+
+ContextOption = Annotated[
+    Context,
+    typer.Option(
+        "--context", help="Other files for the model: of the repository, none, or the repository's where that pays."
+    ),
+]
+MaxWait = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--max-wait",
+        metavar="TIME",
+        callback=_seconds,
+        help="Shorten the prompt to what this machine reads in so long, such as 3s.",
+    ),
+]
+ShowPrompt = Annotated[
+    bool,
+    typer.Option("--show-prompt", help="Print what the model would see, and the tokens of its parts; ask nothing."),
 ]
 
 
@@ -44,6 +94,9 @@ class FillArguments:
     speculation: bool
     cache: bool
     kv_cache_size: str
+    context: Context
+    max_wait: str | None
+    show_prompt: bool
     json: bool
 
     @property

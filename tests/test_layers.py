@@ -52,6 +52,7 @@ LAYERS = (
     "attachments",
     "quant",
     "model_store",
+    "prompt_budget",
     "conversation",
     "sessions",
     "answers",
