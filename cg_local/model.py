@@ -24,6 +24,7 @@ from cg_local.errors import ConfigError, ModelFolderError
 from cg_local.kv_cache import KVCache
 from cg_local.model_folder import ModelFolder
 from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, num_tiles
+from cg_local.workspace import Workspace
 
 Floats = NDArray[np.float32]
 
@@ -51,33 +52,6 @@ class SequenceSpan:
     num_tokens: int
     first_position: int
     block_table: NDArray[np.int32]
-
-
-class Workspace:
-    """Named arrays that grow to the largest step seen, so that steps do not pay for fresh memory."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, NDArray[Any]] = {}
-        self._arrays: dict[str, NDArray[Any]] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> NDArray[Any]:
-        """Return an uninitialized array; the next call with this name reuses its memory, or returns the same array."""
-        array = self._arrays.get(name)
-        # Decode steps ask some 300 times for arrays of the shapes that the step before had.
-        if array is None or array.shape != shape:
-            array = self._arrays[name] = self._buffer(name, math.prod(shape), dtype).reshape(shape)
-        return array
-
-    def _buffer(self, name: str, size: int, dtype: type[np.generic]) -> NDArray[Any]:
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size:
-            buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes held at the moment."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
 
 
 class Activations:

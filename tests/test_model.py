@@ -22,10 +22,11 @@ from toy_models import MQA, write_toy_checkpoint
 from cg_local import reference
 from cg_local.errors import CapacityError, ModelFolderError
 from cg_local.kv_cache import KVCache
-from cg_local.model import Activations, Model, Projections, SequenceSpan, Workspace
+from cg_local.model import Activations, Model, Projections, SequenceSpan
 from cg_local.model_folder import open_model_folder
 from cg_local.packing import PackedMatrix
 from cg_local.quant import quantize
+from cg_local.workspace import Workspace
 
 FolderMaker = Callable[[str, str], Path]
 PROMPT = toy_prompt(300)
