@@ -34,7 +34,7 @@ def fill(
     model: options.Model = "nano",
     scheme: options.OptionalScheme = None,
     max_tokens: options.MaxTokens = 128,
-    context_tokens: options.ContextTokens = 2048,
+    context_tokens: fill_options.ContextTokens = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -74,7 +74,7 @@ def _fill(given: FillArguments) -> None:
     source = read_text(place.file)
     gap = locate(source, place)
     params = SamplingParams(**given.sampling)
-    context = given.context_tokens + given.max_tokens
+    context = given.prompt_tokens(given.model) + given.max_tokens
     loaded = load_model(given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation)
     if given.cache:
         loaded.use_kv_store(kv_store(given.kv_cache_size))

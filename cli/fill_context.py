@@ -57,13 +57,12 @@ def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: Local
         source: the file; its whole text decides the context.
         model: the loaded model.
     """
-    from cg_local.prompt_budget import PrefillSpeeds, context_budget, context_pays, tokens_in
+    from cg_local import prompt_budget as budgets
 
-    room = max(1, min(given.context_tokens, model.max_context - given.max_tokens))
+    room = max(1, min(given.prompt_tokens(model.name), model.max_context - given.max_tokens))
     if given.max_wait is not None:
-        room = min(
-            room, tokens_in(seconds_of(given.max_wait), PrefillSpeeds.of_user().find(speed_key(model, given.threads)))
-        )
+        speed = budgets.PrefillSpeeds.of_user().find(speed_key(model, given.threads))
+        room = min(room, budgets.tokens_in(seconds_of(given.max_wait), speed))
     arguments: dict[str, Any] = {
         "prefix": gap.prefix,
         "suffix": gap.suffix,
@@ -82,13 +81,14 @@ def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: Local
     started = time.perf_counter()
     tree = find_work_tree(Path(file))
     path = tree.relative(Path(file))
-    if path is None or not (is_asked or context_pays(model.config.max_position_embeddings, tree.is_git)):
+    trained = budgets.trained_tokens(model.name, model.config.max_position_embeddings)
+    if path is None or not (is_asked or budgets.context_pays(trained, tree.is_git)):
         return FillPrompt(arguments)
 
     def count(part: str) -> int:
         return len(model.tokenizer.encode(part))
 
-    budget = context_budget(room, count(source.text) + count(f"{path}\n") + 4, fills_prompt=is_asked)
+    budget = budgets.context_budget(room, count(source.text) + count(f"{path}\n") + 4, fills_prompt=is_asked)
     files = pack(tree, candidates(tree, path, source.text), budget, count)
     if files:
         arguments |= {"path": given.path or path, "context": [(each.path, each.text) for each in files]}

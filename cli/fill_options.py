@@ -56,6 +56,14 @@ ContextOption = Annotated[
         "--context", help="Other files for the model: of the repository, none, or the repository's where that pays."
     ),
 ]
+ContextTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--context-tokens",
+        min=32,
+        help="Tokens of the prompt at most; the nearest text is kept. Default: 2048, of nano 448.",
+    ),
+]
 MaxWait = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -82,7 +90,7 @@ class FillArguments:
     model: str
     scheme: Scheme | None
     max_tokens: int
-    context_tokens: int
+    context_tokens: int | None
     temperature: float
     top_k: int
     top_p: float
@@ -98,6 +106,12 @@ class FillArguments:
     max_wait: str | None
     show_prompt: bool
     json: bool
+
+    def prompt_tokens(self, model: str) -> int:
+        """Tokens of the prompt at most, by default what suits the model of this name."""
+        from cg_local.prompt_budget import default_prompt_tokens
+
+        return self.context_tokens or default_prompt_tokens(model)
 
     @property
     def sampling(self) -> Mapping[str, Any]:

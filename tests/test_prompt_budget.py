@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_tokenizer import write_toy_tokenizer
 
 from cg_local.prompt_budget import (
     FIRST_PROMPT_TOKENS,
@@ -14,8 +15,26 @@ from cg_local.prompt_budget import (
     PrefillSpeeds,
     context_budget,
     context_pays,
+    default_prompt_tokens,
     tokens_in,
+    trained_tokens,
 )
+from cg_local.prompts import infill_prompt
+from cg_local.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_file(write_toy_tokenizer(tmp_path_factory.mktemp("toy") / "tokenizer.model"))
+
+
+def test_nano_gets_no_longer_prompt_unasked_than_it_was_trained_on() -> None:
+    assert (trained_tokens("nano", 1024), trained_tokens("./nano", 1024), trained_tokens("x", 8192)) == (
+        512,
+        1024,
+        8192,
+    )
+    assert (default_prompt_tokens("nano"), default_prompt_tokens("x")) == (448, 2048)
 
 
 def test_context_pays_in_a_git_work_tree_with_a_model_of_long_texts() -> None:
@@ -96,3 +115,19 @@ def test_a_folder_that_cannot_be_made_costs_only_the_memory(tmp_path: Path) -> N
     speeds = PrefillSpeeds(tmp_path / "file" / "speeds.json")
     speeds.remember("a", 100, 1.0)
     assert speeds.find("a") is None
+
+
+@pytest.mark.parametrize("gap", [0, 40, 400, 799])
+def test_context_with_room_of_its_own_stays_where_the_cursor_moves(tokenizer: Tokenizer, gap: int) -> None:
+    rows = [f"value_{number} = {number}\n" for number in range(800)]
+    context = [("far.py", "".join(rows[:9])), ("near.py", "".join(rows[:6]))]
+    prefix, suffix = "".join(rows[:gap]), "".join(rows[gap:])
+    prompt = infill_prompt(tokenizer, prefix, suffix, context=context, max_prompt_tokens=600)
+    assert [part.name for part in prompt.parts] == ["far.py", "near.py", "prefix", "suffix"]
+    alone = infill_prompt(tokenizer, "", "", context=context, max_prompt_tokens=9000)
+    size = sum(part.num_tokens + 1 for part in prompt.parts[:2])
+    assert prompt.token_ids[: 1 + size] == alone.token_ids[: 1 + size]
+    assert 580 < len(prompt.token_ids) <= 600
+    share = (size - 1) / 596
+    less = infill_prompt(tokenizer, prefix, suffix, context=context, context_share=share, max_prompt_tokens=600)
+    assert [part.name for part in less.parts] == ["near.py", "prefix", "suffix"]

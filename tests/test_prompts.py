@@ -239,22 +239,6 @@ def test_farthest_context_files_are_left_out_first(tokenizer: Tokenizer, spare: 
     assert prompt.notice.endswith(f"tokens: left out: {6 - num_kept} of 6 context files")
 
 
-@pytest.mark.parametrize("gap", [0, 40, 400, 799])
-def test_context_with_room_of_its_own_stays_where_the_cursor_moves(tokenizer: Tokenizer, gap: int) -> None:
-    rows = numbered(800).splitlines(keepends=True)
-    context = [("far.py", numbered(9)), ("near.py", numbered(6))]
-    prefix, suffix = "".join(rows[:gap]), "".join(rows[gap:])
-    prompt = infill_prompt(tokenizer, prefix, suffix, context=context, max_prompt_tokens=600)
-    assert [part.name for part in prompt.parts] == ["far.py", "near.py", "prefix", "suffix"]
-    alone = infill_prompt(tokenizer, "", "", context=context, max_prompt_tokens=PLENTY)
-    size = sum(part.num_tokens + 1 for part in prompt.parts[:2])
-    assert prompt.token_ids[: 1 + size] == alone.token_ids[: 1 + size]
-    assert 580 < len(prompt.token_ids) <= 600
-    share = (size - 1) / 596
-    less = infill_prompt(tokenizer, prefix, suffix, context=context, context_share=share, max_prompt_tokens=600)
-    assert [part.name for part in less.parts] == ["near.py", "prefix", "suffix"]
-
-
 def test_the_notice_has_the_numbers(tokenizer: Tokenizer) -> None:
     prefix = numbered(100)
     num_tokens, total = len(tokenizer.encode(steady_tail(tokenizer, prefix, 200))), len(tokenizer.encode(prefix))
