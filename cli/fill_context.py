@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from cg_local.repository.context import ContextFile
     from cg_local.runtime import LocalModel
 
+MAX_CHARACTERS_PER_TOKEN = 16
+"""Code has 3 to 4, and no text worth filling has more than this."""
+
 
 @dataclass(frozen=True)
 class FillPrompt:
@@ -70,11 +73,10 @@ def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: Local
         "order": given.order.value,
         "max_prompt_tokens": room,
     }
-    file = given.path or (None if source.name == STANDARD_INPUT_NAME else source.name)
+    file = given.path if source.name == STANDARD_INPUT_NAME else source.name
     if given.context.value == "file" or file is None:
         return FillPrompt(arguments)
 
-    from cg_local.repository.context import candidates, pack
     from cg_local.repository.work_tree import find_work_tree
 
     is_asked = given.context.value == "repo"
@@ -85,10 +87,14 @@ def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: Local
     if path is None or not (is_asked or budgets.context_pays(trained, tree.is_git)):
         return FillPrompt(arguments)
 
+    from cg_local.repository.context import candidates, pack
+
     def count(part: str) -> int:
         return len(model.tokenizer.encode(part))
 
-    budget = budgets.context_budget(room, count(source.text) + count(f"{path}\n") + 4, fills_prompt=is_asked)
+    # A file that is surely longer than the prompt need not be counted; that takes seconds for 100,000 lines.
+    text_tokens = count(source.text) if len(source.text) <= MAX_CHARACTERS_PER_TOKEN * room else room
+    budget = budgets.context_budget(room, text_tokens + count(f"{path}\n") + 4, fills_prompt=is_asked)
     files = pack(tree, candidates(tree, path, source.text), budget, count)
     if files:
         arguments |= {"path": given.path or path, "context": [(each.path, each.text) for each in files]}
