@@ -157,6 +157,23 @@ def test_draft_reads_the_same_imports_with_and_without_a_grammar(name: str, monk
     assert with_grammar
 
 
+def test_names_that_are_passed_on_are_followed_and_the_others_stay(tmp_path: Path) -> None:
+    tree = tree_of(
+        tmp_path,
+        {
+            "p/__init__.py": "from .deep import Far\nfrom .near import *\n\nHere = 1\n",
+            "p/deep/__init__.py": "from .x import Far\n",
+            "p/deep/x.py": "class Far: pass\n",
+            "p/near.py": "def close(): pass\n",
+        },
+    )
+    far, here = ("import", "p/deep/x.py"), ("import", "p/__init__.py")
+    assert found(tree, "a.py", "from p import Far\n") == [far]
+    assert found(tree, "a.py", "from p import Far, Here\n") == [here, far]
+    assert found(tree, "a.py", "from p import close\n") == [here]
+    assert found(tree, "a.py", "import p\n") == [here]
+
+
 def test_broken_python_keeps_its_imports() -> None:
     text = "from a import (\n    b,\n    c,\n)\nimport d\n\ndef f(:\n    return x.\n"
     assert [wanted.parts for wanted in drafts.draft_imports("m.py", text)] == [("a", "b"), ("a", "c"), ("d",)]

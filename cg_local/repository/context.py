@@ -29,7 +29,7 @@ MIN_FILE_TOKENS = 32
 
 MAX_FILES = 12
 MAX_SIBLINGS = 3
-MAX_SIBLINGS_READ = 40
+MAX_SIBLINGS_READ = 24
 """So many neighbours are read to see which of them the file speaks of."""
 
 MIN_SIBLING_NAME = 4
@@ -98,28 +98,40 @@ def candidates(tree: WorkTree, path: str, text: str) -> list[Candidate]:
 def imported(tree: WorkTree, path: str, text: str, paths: list[str]) -> dict[str, set[str]]:
     """The imported files in the order of the statements, each with the names that are taken from it."""
     index = PathIndex(paths)
-    found: dict[str, set[str]] = {}
+    named: dict[str, set[str]] = {}
     for wanted in draft_imports(path, text):
         for target in index.find(wanted, path) if wanted.parts else []:
-            names = {*wanted.names, wanted.parts[-1]}
-            for place in definers(tree, index, target, names):
-                if place != path:
-                    found.setdefault(place, set()).update(names)
+            named.setdefault(target, set()).update({*wanted.names, wanted.parts[-1]})
+    found: dict[str, set[str]] = {}
+    for target, names in named.items():
+        for place in definers(tree, index, target, names):
+            if place != path:
+                found.setdefault(place, set()).update(names)
     return found
 
 
 def definers(tree: WorkTree, index: PathIndex, path: str, names: set[str]) -> list[str]:
-    """The files that define the names that are imported from `path`: itself, or those that it takes them from."""
+    """The files that define names imported from `path`: itself, and those that it takes the others from.
+
+    A file that defines none of them and passes none on is meant as a whole.
+    """
+    found: list[str] = []
+    waiting = [(path, names)]
     for _ in range(MAX_REEXPORTS):
-        text = tree.read(path)
-        if text is None or any(names & set(unit.names) for unit in units_of(path, text)):
-            break
-        passed_on = [wanted for wanted in draft_imports(path, text) if names & {*wanted.names, wanted.parts[-1]}]
-        targets = [target for wanted in passed_on for target in index.find(wanted, path)]
-        if not targets:
-            break
-        path = targets[0]
-    return [path]
+        following: dict[str, set[str]] = {}
+        for place, wanted in waiting:
+            text = tree.read(place) or ""
+            missing = wanted - {name for unit in units_of(place, text) for name in unit.names}
+            is_needed = missing != wanted
+            for passed_on in draft_imports(place, text) if missing else []:
+                shared = missing & {*passed_on.names, passed_on.parts[-1]} if passed_on.parts else set()
+                for target in index.find(passed_on, place) if shared else []:
+                    following.setdefault(target, set()).update(shared)
+                    missing -= shared
+            if is_needed or missing == wanted:
+                found.append(place)
+        waiting = list(following.items())
+    return list(dict.fromkeys([*found, *(place for place, _ in waiting)]))
 
 
 def siblings(tree: WorkTree, path: str, text: str, paths: list[str]) -> Iterator[Candidate]:
