@@ -124,12 +124,14 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("min_p", "number", COMMANDS, "drop tokens below this share of the best", 0, 1),
         Setting("repetition_penalty", "number", COMMANDS, "divisor of tokens seen before", 0, is_low_open=True),
         Setting("context_tokens", "whole number", COMMANDS, "tokens of the prompt (chat: of all) at most", low=64),
+        Setting("context", "text", ("fill",), "other files for the model", choices=("auto", "repo", "file")),
+        Setting("max_wait", "text", ("fill",), "what reading the prompt may take, such as 3s"),
         Setting("system", "text", ("chat",), "what the model should know or be like"),
         Setting("save", "flag", ("chat",), "save conversations"),
         Setting("vi", "flag", ("chat",), "the keys of vi instead of emacs"),
         Setting("markdown", "flag", ("chat",), "Markdown and colours on a terminal"),
         Setting("verbose", "flag", ("chat",), "show what each answer took"),
-        Setting("kv_cache_size", "size", ("chat",), "of the folder that lets conversations go on quickly; 0: none"),
+        Setting("kv_cache_size", "size", ("chat", "fill"), "of the K and V kept on disk; 0: none"),
     )
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING
 
 import typer
 
-from cg_local.cli import options
+from cg_local.cli import fill_options, options
+from cg_local.cli.fill_context import fill_prompt, remember_speed, show_prompt
 from cg_local.cli.render import (
     AnswerWriter,
     end_answer,
@@ -17,29 +17,24 @@ from cg_local.cli.render import (
     speculation_counts,
     timings,
 )
-from cg_local.cli.session import load_model, read_text, sampling
-from cg_local.infill.cursor import STANDARD_INPUT, Gap, SourceText, Target, locate, parse_target
+from cg_local.cli.session import keep_fill, kv_store, load_model, read_text
+from cg_local.infill.cursor import Gap, SourceText, Target, locate, parse_target
 
 if TYPE_CHECKING:
     from cg_local.answers import Infill
+    from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
 
 
 def fill(
-    target: Annotated[
-        str, typer.Argument(metavar="FILE:LINE[:COL]", help="Where to write; or FILE:FIRST-LAST, or -:LINE.")
-    ],
-    path: Annotated[
-        Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")  # noqa: UP045
-    ] = None,
-    mode: Annotated[options.Mode, typer.Option(help="How much to write: the line, the block, or what fits.")] = (
-        options.Mode.auto
-    ),
-    order: Annotated[options.Order, typer.Option(help="Order of the prompt; spm is experimental.")] = options.Order.psm,
+    target: fill_options.Target,
+    path: fill_options.Path = None,
+    mode: fill_options.ModeOption = options.Mode.auto,
+    order: fill_options.OrderOption = options.Order.psm,
     model: options.Model = "nano",
     scheme: options.OptionalScheme = None,
     max_tokens: options.MaxTokens = 128,
-    context_tokens: options.ContextTokens = 2048,
+    context_tokens: fill_options.ContextTokens = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -49,6 +44,11 @@ def fill(
     threads: options.Threads = None,
     kv_dtype: options.OptionalKvDtype = None,
     speculation: options.Speculation = True,
+    cache: fill_options.Cache = True,
+    kv_cache_size: options.KvCacheSize = "4 GiB",
+    context: fill_options.ContextOption = fill_options.Context.auto,
+    max_wait: fill_options.MaxWait = None,
+    show_prompt: fill_options.ShowPrompt = False,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
@@ -62,25 +62,33 @@ def fill(
       cg-local fill src/parser.py:42:9 --mode line
       cg-local fill src/parser.py:10-14 --json
       git show HEAD:a.py | cg-local fill -:7 --path a.py
+      cg-local fill src/parser.py:42 --context repo --show-prompt
     """
-    place = _parse(target)
+    _fill(fill_options.FillArguments(**locals()))
+
+
+def _fill(given: FillArguments) -> None:
+    from cg_local.config import SamplingParams
+
+    place = _parse(given.target)
     source = read_text(place.file)
     gap = locate(source, place)
-    params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
-    loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype, speculation)
-    stream = loaded.infill(
-        gap.prefix,
-        gap.suffix,
-        path or _path_for_model(place.file),
-        mode=mode.value,
-        order=order.value,
-        params=params,
-        stream=True,
-    )
-    result = follow(stream, AnswerWriter(source.newline, is_silent=json))
-    if json:
+    params = SamplingParams(**given.sampling)
+    context = given.prompt_tokens(given.model) + given.max_tokens
+    loaded = load_model(given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation)
+    if given.cache:
+        loaded.use_kv_store(kv_store(given.kv_cache_size))
+    prompt = fill_prompt(given, gap, source, loaded)
+    if given.show_prompt:
+        show_prompt(prompt, loaded, as_json=given.json)
+        return
+    stream = loaded.infill(**prompt.arguments, mode=given.mode.value, params=params, stream=True)
+    result = follow(stream, AnswerWriter(source.newline, is_silent=given.json))
+    if given.json:
         print_json(_document(place, gap, source, loaded, result))
-    end_answer(result, is_quiet=json)
+    keep_fill(loaded, result)
+    remember_speed(given, loaded, result)
+    end_answer(result, is_quiet=given.json)
 
 
 def _parse(target: str) -> Target:
@@ -88,17 +96,6 @@ def _parse(target: str) -> Target:
         return parse_target(target)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="FILE:LINE[:COL]") from error
-
-
-def _path_for_model(file: str) -> str | None:
-    """The path as the model knows paths: relative, with slashes; of a file elsewhere only the name."""
-    if file == STANDARD_INPUT:
-        return None
-    path = Path(file)
-    try:
-        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
-    except (ValueError, OSError):
-        return path.name
 
 
 def _document(place: Target, gap: Gap, source: SourceText, model: LocalModel, result: Infill) -> dict[str, object]:

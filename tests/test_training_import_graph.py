@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from cg_local.repository.imports import Import, PathIndex, imports_of
 from cg_local.training import import_graph as graphs
-from cg_local.training.imports import Import, PathIndex, imports_of
 
 SHOP = {
     "shop/__init__.py": "",

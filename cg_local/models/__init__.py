@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 EMBEDDED = ("nano", "nano-it")
+TRAINED_TOKENS = {"nano": 512, "nano-it": 512}
+"""Longest texts they were trained on (`sequence_lengths` of their recipes); they take longer ones, and get worse."""
 
 
 def embedded_checkpoint(name: str) -> Path:

@@ -1,7 +1,7 @@
 """The order in which a repository's files are read: what is imported before what imports it.
 
 Owns the import graph, the breaking of its cycles, its topological order, and the place of files outside of it. How
-imports are read is `imports`'.
+imports are read is `repository.imports`'.
 Invariant: the order depends only on paths and texts; each file stands in it exactly once.
 
 Source: arXiv 2406.11409, section on multi-file packing: dependencies from the imports at the top of each file, matched
@@ -13,21 +13,19 @@ here it is how often the importing file uses the imported names.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from cg_local.languages import language_of
-from cg_local.training.imports import PathIndex, imports_of, shared_folders, word_counts
+from cg_local.repository.imports import PathIndex, imports_of, shared_folders, word_counts
+from cg_local.repository.partners import tested_name
+from cg_local.training.grammars import parser_of
 
 Graph = dict[str, dict[str, int]]
 """Importing path to imported path to importance, how often the imported names stand in the importing file."""
 
 UNREACHED = 1 << 30
-
-# test_x, x_test, x_tests, x.test, x.spec, x_spec, TestX, XTest, XTests
-TEST_NAME = re.compile(r"^(?:tests?_(.+)|(.+)[._-](?:tests?|spec)|Tests?([A-Z].*)|(.+[a-z0-9])Tests?)$")
 
 
 def import_graph(files: Mapping[str, str]) -> Graph:
@@ -44,7 +42,7 @@ def import_graph(files: Mapping[str, str]) -> Graph:
     for path in sorted(files):
         counts = word_counts(files[path])
         edges: dict[str, int] = defaultdict(int)
-        for wanted in imports_of(path, files[path]):
+        for wanted in imports_of(path, files[path], parser_of):
             if wanted.parts:
                 for target in index.find(wanted, path):
                     edges[target] += sum(counts[name] for name in set(wanted.names))
@@ -161,12 +159,6 @@ def topological_order(graph: Graph) -> list[str]:
             if not missing[path]:
                 free.add(path)
     return order
-
-
-def tested_name(path: str) -> str | None:
-    """The name, without ending, of what a test file tests by its own name; None where it is no test."""
-    found = TEST_NAME.match(PurePosixPath(path).stem)
-    return next(group for group in found.groups() if group) if found else None
 
 
 def lexical_order(paths: list[str]) -> list[str]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from cg_local.grammars import GRAMMARS
 from cg_local.languages import language_of
+from cg_local.repository.imports import STATEMENTS
+from cg_local.repository.syntax_trees import descendants
 from cg_local.training import grammars
-from cg_local.training.imports import STATEMENTS
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -123,7 +124,7 @@ def tree_structure(language: str, lines: list[bytes], offsets: np.ndarray, max_u
     fills whole lines is a statement, a body or a definition in every one of these grammars."""
     root = grammars.parser_of(language).parse(b"".join(lines)).root_node
     starts = list(member_starts(root, lines, offsets, max_unit_tokens))
-    nodes = [node for node in grammars.descendants(root) if not node.is_error and not node.has_error]
+    nodes = [node for node in descendants(root) if not node.is_error and not node.has_error]
     blocks = [span for node in nodes if (span := whole_lines(node, lines)) and span != (0, len(lines))]
     types = STATEMENTS.get(language, set())
     imports = [span for node in nodes if node.type in types and (span := whole_lines(node, lines))]

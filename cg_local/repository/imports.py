@@ -1,7 +1,7 @@
 """What a file imports, and which file of the repository that is.
 
 Owns the reading of import statements (Python's by `ast`, others' by tree-sitter) and the matching of their paths with
-the repository's. The graph of all files is `import_graph`'s.
+the repository's. Files that are being edited, and languages without a grammar, are `drafts`'.
 Invariant: a match never leaves the repository, and the same files give the same matches in any order.
 """
 
@@ -12,12 +12,17 @@ import re
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
+from cg_local.grammars import find_parser
 from cg_local.languages import language_of
-from cg_local.training import grammars
+from cg_local.repository.syntax_trees import descendants
+
+if TYPE_CHECKING:
+    from tree_sitter import Parser
 
 TOP_LINES = 150
 """Only imports that begin within so many lines from a file's top count: the report reads the top lines too."""
@@ -91,20 +96,22 @@ class Import:
     has_member: bool = False
 
 
-def imports_of(path: str, text: str) -> list[Import]:
+def imports_of(path: str, text: str, parser_of: Callable[[str], Parser | None] = find_parser) -> list[Import]:
     """The imports at the top of a file.
 
     Args:
         path: the file's path in its repository, with forward slashes.
         text: its content; where it does not parse, what can be read of it.
+        parser_of: language to parser; a language for which it gives none imports nothing.
     """
     language = language_of(path)
     if language == "python":
         return list(python_imports(path, text))
-    if language not in STATEMENTS:
+    parser = parser_of(language) if language in STATEMENTS else None
+    if language is None or parser is None:
         return []
     found: list[Import] = []
-    for node in grammars.descendants(grammars.parse(language, text).root_node):
+    for node in descendants(parser.parse(text.encode()).root_node):
         if node.type in STATEMENTS[language] and node.start_point[0] < TOP_LINES and node.text is not None:
             found += statement_imports(language, path, node.text.decode(errors="replace"))
     return found

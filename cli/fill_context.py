@@ -1,0 +1,180 @@
+"""What `cg-local fill` tells the model beside the text around the gap, and how it shows the prompt.
+
+This file owns the way from options to the arguments of `LocalModel.infill`. Which files help is `repository`'s, how
+many tokens they get `prompt_budget`'s. Invariant: what --show-prompt prints is built of the arguments that the model
+would be asked with.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cg_local.cli.fill_options import seconds_of
+from cg_local.cli.render import notice, print_json, write_stdout
+from cg_local.infill.cursor import STANDARD_INPUT_NAME
+
+if TYPE_CHECKING:
+    from cg_local.answers import Completion
+    from cg_local.cli.fill_options import FillArguments
+    from cg_local.infill.cursor import Gap, SourceText
+    from cg_local.prompts import Prompt
+    from cg_local.repository.context import ContextFile
+    from cg_local.runtime import LocalModel
+
+MAX_CHARACTERS_PER_TOKEN = 16
+"""Code has 3 to 4, and no text worth filling has more than this."""
+
+
+@dataclass(frozen=True)
+class FillPrompt:
+    """The arguments with which a model is asked.
+
+    Attributes:
+        arguments: of `LocalModel.infill`, apart from the mode and the sampling.
+        files: the context, in the order of the prompt.
+        refused: path to reason, of files that would have helped.
+        seconds: what gathering the context took.
+    """
+
+    arguments: dict[str, Any]
+    files: list[ContextFile] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def build(self, model: LocalModel) -> Prompt:
+        """The prompt as `LocalModel.infill` builds it."""
+        from cg_local.prompts import infill_prompt
+
+        return infill_prompt(model.tokenizer, **self.arguments)
+
+
+def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: LocalModel) -> FillPrompt:
+    """Gather what the model is asked with.
+
+    Args:
+        given: the options.
+        gap: the text around the gap.
+        source: the file; its whole text decides the context.
+        model: the loaded model.
+    """
+    from cg_local import prompt_budget as budgets
+
+    room = max(1, min(given.prompt_tokens(model.name), model.max_context - given.max_tokens))
+    if given.max_wait is not None:
+        speed = budgets.PrefillSpeeds.of_user().find(speed_key(model, given.threads))
+        room = min(room, budgets.tokens_in(seconds_of(given.max_wait), speed))
+    arguments: dict[str, Any] = {
+        "prefix": gap.prefix,
+        "suffix": gap.suffix,
+        "path": given.path or path_for_model(source.name),
+        "order": given.order.value,
+        "max_prompt_tokens": room,
+    }
+    file = given.path if source.name == STANDARD_INPUT_NAME else source.name
+    if given.context.value == "file" or file is None:
+        return FillPrompt(arguments)
+
+    from cg_local.repository.work_tree import find_work_tree
+
+    is_asked = given.context.value == "repo"
+    started = time.perf_counter()
+    tree = find_work_tree(Path(file))
+    path = tree.relative(Path(file))
+    trained = budgets.trained_tokens(model.name, model.config.max_position_embeddings)
+    if path is None or not (is_asked or budgets.context_pays(trained, tree.is_git)):
+        return FillPrompt(arguments)
+
+    from cg_local.repository.context import candidates, pack
+
+    def count(part: str) -> int:
+        return len(model.tokenizer.encode(part))
+
+    # A file that is surely longer than the prompt need not be counted; that takes seconds for 100,000 lines.
+    text_tokens = count(source.text) if len(source.text) <= MAX_CHARACTERS_PER_TOKEN * room else room
+    budget = budgets.context_budget(room, text_tokens + count(f"{path}\n") + 4, fills_prompt=is_asked)
+    files = pack(tree, candidates(tree, path, source.text), budget, count)
+    if files:
+        arguments |= {"path": given.path or path, "context": [(each.path, each.text) for each in files]}
+    return FillPrompt(arguments, files, tree.refused, time.perf_counter() - started)
+
+
+def speed_key(model: LocalModel, threads: int | None) -> str:
+    """What the speed of reading prompts depends on."""
+    return f"{model.path.resolve()} {model.scheme} {threads or 'all'}"
+
+
+def remember_speed(given: FillArguments, model: LocalModel, answer: Completion) -> None:
+    """Keep what this fill showed of the model's speed, for `--max-wait`."""
+    from cg_local.prompt_budget import PrefillSpeeds
+
+    num_computed = answer.prompt_tokens - answer.cached_tokens
+    if answer.stop_reason != "interrupted":
+        PrefillSpeeds.of_user().remember(speed_key(model, given.threads), num_computed, answer.prefill_seconds)
+
+
+def path_for_model(file: str) -> str | None:
+    """The path as the model knows paths: relative, with slashes; of a file elsewhere only the name."""
+    if file == STANDARD_INPUT_NAME:
+        return None
+    path = Path(file)
+    try:
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    except (ValueError, OSError):
+        return path.name
+
+
+def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:
+    """Print the prompt on stdout, control tokens by their names, and the tokens of its parts on stderr."""
+    prompt = made.build(model)
+    text = spelled(prompt.token_ids, model)
+    kinds = {each.path: each.kind for each in made.files}
+    if as_json:
+        print_json(
+            {
+                "prompt": text,
+                "token_ids": prompt.token_ids,
+                "prompt_tokens": len(prompt.token_ids),
+                "max_prompt_tokens": made.arguments["max_prompt_tokens"],
+                "truncated": prompt.truncated,
+                "parts": [
+                    {
+                        "name": part.name,
+                        "kind": kinds.get(part.name, part.name),
+                        "num_tokens": part.num_tokens,
+                        "total_tokens": part.total_tokens,
+                        "num_lines": part.num_lines,
+                    }
+                    for part in prompt.parts
+                ],
+                "refused": made.refused,
+                "context_ms": round(1000 * made.seconds, 1),
+            }
+        )
+        return
+    write_stdout(text + "\n")
+    for part in prompt.parts:
+        kind = kinds.get(part.name)
+        cut = f" of about {part.total_tokens:,}" if part.is_cut else ""
+        notice(f"{part.num_tokens:>6,} tokens{cut}: {part.name}{f' ({kind})' if kind else ''}")
+    rest = len(prompt.token_ids) - sum(part.num_tokens for part in prompt.parts)
+    notice(f"{rest:>6,} tokens: path line and control tokens")
+    notice(f"{len(prompt.token_ids):>6,} tokens in all; {made.arguments['max_prompt_tokens']:,} are allowed")
+    for path, reason in made.refused.items():
+        notice(f"{path}: not read: {reason}")
+
+
+def spelled(token_ids: list[int], model: LocalModel) -> str:
+    """A prompt as text, its control tokens by their names."""
+    tokenizer = model.tokenizer
+    pieces: list[str] = []
+    run: list[int] = []
+    for token_id in token_ids:
+        if tokenizer.token_bytes(token_id):
+            run.append(token_id)
+        else:
+            pieces += [tokenizer.decode(run), tokenizer.piece(token_id)]
+            run = []
+    return "".join([*pieces, tokenizer.decode(run)])

@@ -1,0 +1,120 @@
+"""The parameters of `cg-local fill`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Optional
+
+import typer
+
+from cg_local.cli.options import KvDtype, Mode, Order, Scheme
+
+Target = Annotated[
+    str, typer.Argument(metavar="FILE:LINE[:COL]", help="Where to write; or FILE:FIRST-LAST, or -:LINE.")
+]
+Path = Annotated[Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")]  # noqa: UP045
+ModeOption = Annotated[Mode, typer.Option("--mode", help="How much to write: the line, the block, or what fits.")]
+OrderOption = Annotated[Order, typer.Option("--order", help="Order of the prompt; spm is experimental.")]
+Cache = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
+]
+
+
+class Context(str, Enum):
+    """Which other files the model sees."""
+
+    auto = "auto"
+    repo = "repo"
+    file = "file"
+
+
+def _seconds(value: Optional[str]) -> Optional[str]:  # noqa: UP045
+    if value is not None:
+        seconds_of(value)
+    return value
+
+
+def seconds_of(text: str) -> float:
+    """Read "3s", "500ms" or "3" as seconds.
+
+    Raises:
+        typer.BadParameter: it is none of them, or no time above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|)\s*", text)
+    seconds = float(found[1]) / (1000 if found[2] == "ms" else 1) if found else 0.0
+    if not seconds > 0:
+        raise typer.BadParameter(f"{text!r} is no time; write 3s or 500ms.", param_hint="--max-wait")
+    return seconds
+
+
+ContextOption = Annotated[
+    Context,
+    typer.Option(
+        "--context", help="Other files for the model: of the repository, none, or the repository's where that pays."
+    ),
+]
+ContextTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--context-tokens",
+        min=32,
+        help="Tokens of the prompt at most; the nearest text is kept. Default: 2048, of nano 448.",
+    ),
+]
+MaxWait = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--max-wait",
+        metavar="TIME",
+        callback=_seconds,
+        help="Shorten the prompt to what this machine reads in so long, such as 3s.",
+    ),
+]
+ShowPrompt = Annotated[
+    bool,
+    typer.Option("--show-prompt", help="Print what the model would see, and the tokens of its parts; ask nothing."),
+]
+
+
+@dataclass(frozen=True)
+class FillArguments:
+    """The parameters of the command, as its help describes them."""
+
+    target: str
+    path: str | None
+    mode: Mode
+    order: Order
+    model: str
+    scheme: Scheme | None
+    max_tokens: int
+    context_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    threads: int | None
+    kv_dtype: KvDtype | None
+    speculation: bool
+    cache: bool
+    kv_cache_size: str
+    context: Context
+    max_wait: str | None
+    show_prompt: bool
+    json: bool
+
+    def prompt_tokens(self, model: str) -> int:
+        """Tokens of the prompt at most, by default what suits the model of this name."""
+        from cg_local.prompt_budget import default_prompt_tokens
+
+        return self.context_tokens or default_prompt_tokens(model)
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How tokens are chosen, by the names of SamplingParams."""
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        return {name: getattr(self, name) for name in names}
