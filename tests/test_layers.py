@@ -54,6 +54,7 @@ LAYERS = (
     "conversation",
     "sessions",
     "answers",
+    "candidates",
     "runtime",
     "request_file",
     "evaluation",
