@@ -33,7 +33,7 @@ class ExplainedToken:
         text: what it stands for; the name of a control token; "\\ufffd" for bytes that are no whole character.
         logprob: natural logarithm of its probability.
         alternatives: texts and log-probabilities of the most probable other tokens.
-        is_kept: its text is part of the answer; else it was cut off, or ended the answer.
+        is_kept: its text is part of the answer; else it was cut off, ended the answer, or stands for no text.
     """
 
     text: str
@@ -45,13 +45,15 @@ class ExplainedToken:
 def explained_tokens(result: Infill, tokenizer: Tokenizer) -> list[ExplainedToken]:
     """Return the tokens of an answer that was asked for with `top_logprobs`, and the one that ended it."""
     token_ids = (*result.token_ids, *(() if result.stop_id is None else (result.stop_id,)))
-    # Cuts take away an end; other changes, of indentation or line breaks, only touch blanks.
-    num_left = len("".join(result.text.split()))
+    # Cuts take away an end; other changes, of indentation or line breaks, only touch blanks. Bytes, as a character may
+    # be made of several tokens.
+    num_left = _num_filled_bytes(result.text.encode())
     tokens = []
     for token_id, logprob, top in zip(token_ids, result.token_logprobs, result.top_logprobs, strict=False):
         text = _text(tokenizer, token_id)
-        is_kept = num_left > 0 and token_id != result.stop_id
-        num_left -= len("".join(text.split()))
+        data = tokenizer.token_bytes(token_id)
+        is_kept = num_left > 0 and data != b""
+        num_left -= _num_filled_bytes(data)
         others = tuple((_text(tokenizer, each.token_id), each.logprob) for each in top if each.token_id != token_id)
         tokens.append(ExplainedToken(text, logprob, others[:NUM_ALTERNATIVES], is_kept))
     return tokens
@@ -95,6 +97,10 @@ def token_documents(tokens: list[ExplainedToken]) -> list[dict[str, Any]]:
 def _text(tokenizer: Tokenizer, token_id: int) -> str:
     data = tokenizer.token_bytes(token_id)
     return data.decode("utf-8", errors="replace") if data else tokenizer.piece(token_id)
+
+
+def _num_filled_bytes(data: bytes) -> int:
+    return len(b"".join(data.split()))
 
 
 def _quoted(text: str) -> str:

@@ -105,6 +105,8 @@ def gap_diff(before: str, replaced: str, text: str, after: str) -> list[str]:
     tail = following.split("\n", _CONTEXT_LINES)[:_CONTEXT_LINES] if following else []
     first = before.count("\n") - len(lead)
     old, new = ([*lead, *f"{before[start:]}{middle}{rest}".split("\n"), *tail] for middle in (replaced, text))
+    if end < 0 and old[-1] == "":  # behind the file's last line break there is no line yet
+        del old[-1]
     # One hunk of the whole excerpt; its own numbers would count from the excerpt's first line.
     lines = list(difflib.unified_diff(old, new, lineterm="", n=len(old)))[3:]
     return [f"@@ -{first + 1},{len(old)} +{first + 1},{len(new)} @@", *lines] if lines else ["(changes nothing)"]

@@ -18,7 +18,6 @@ import cg_local
 from cg_local import SamplingParams
 from cg_local.candidates import SPARE_TOKENS
 from cg_local.cli.picker import gap_diff
-from cg_local.runtime import LocalModel
 
 SOURCE = "def f(x):\n    y = 1\n    return y\n"
 LIVELY = ("--temperature", "3", "--seed", "11", "--max-tokens", "12", "--mode", "block", "--no-cache")
@@ -76,6 +75,7 @@ def test_document_has_all_candidates_and_their_tokens(
             assert [other["logprob"] for other in token["alternatives"]] == others
         kept = "".join(token["text"] for token in found["tokens"] if token["is_kept"])
         assert kept.strip().startswith(each.text.strip()) or "\ufffd" in kept
+        assert not any(token["is_kept"] for token in found["tokens"] if token["text"].startswith("<unused"))
     assert document["timings"]["prefill_ms"] > 0
 
 
@@ -116,7 +116,7 @@ def test_sure_answer_is_shown_as_without(home: Path, folder: Path) -> None:
     ("before", "replaced", "text", "after"),
     [
         ("a\nb\nc\nd\ne = ", "", "1\nf = 2", "\ng\nh\ni\nj\n"),
-        ("", "", "x", ""),
+        ("a\n", "", "x", ""),
         ("a\n", "b\nc", "B", "\nd\n"),
         ("a = (", "", "1", ")\n"),
         ("a\nb\nc\nd\n", "", "x\n", "e\nf\n"),
@@ -139,7 +139,7 @@ def test_preview_of_no_change_says_so() -> None:
 # The picker
 
 if sys.platform != "win32":
-    from pseudo_terminal import CTRL_C, ENTER, Terminal
+    from pseudo_terminal import ENTER, Terminal
 
 DOWN, UP, ESCAPE = "\x1b[B", "\x1b[A", "\x1b"
 
