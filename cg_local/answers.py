@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cg_local.generation import GenerationStats, TextStream
+from cg_local.sampling import SampledToken
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Completion:
         drafted_tokens: guessed tokens that were computed; accepted_tokens: those of them that were right.
         truncated: the prompt left something out to fit; `notice` says in one line what.
         omitted_turns: how many of a conversation's oldest turns were left out.
-        token_ids: of the answer, as the model chose them; no stop token.
+        token_ids: of the answer, as the model chose them; no stop token. Its text may have been cut.
+        stop_id: the token that ended the answer, if one did.
+        token_logprobs: natural logarithms of the probabilities of these tokens, the stop token's last.
+        top_logprobs: beside each of them the most probable tokens, as many as `SamplingParams.top_logprobs` asks for.
         prefill_seconds: until the first token; decode_seconds: from there to the last.
         prefill_tokens_per_second, decode_tokens_per_second: None where there was too little to measure.
     """
@@ -50,6 +54,9 @@ class Completion:
     notice: str | None = None
     omitted_turns: int = 0
     token_ids: tuple[int, ...] = ()
+    stop_id: int | None = None
+    token_logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[SampledToken, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,14 @@ class Infill(Completion):
     Attributes:
         mode: "line" or "block", as used.
         trimmed: names of what was cut: "line", "block", "suffix_overlap", "repetition", "blank_tail".
+        num_copies: how many of the candidates had this text.
+        num_parse_errors: of the file with this text in the gap; None where its language is not known.
     """
 
     mode: str = "block"
     trimmed: tuple[str, ...] = ()
+    num_copies: int = 1
+    num_parse_errors: int | None = None
 
 
 Result = TypeVar("Result", bound=Completion)
@@ -150,21 +161,40 @@ class AnswerStream(Generic[Result]):
     def __next__(self) -> str:
         """Compute until there is text to show."""
         while self._result is None:
-            try:
-                piece = next(self._stream)
-            except StopIteration:
-                shown = self._end(_stop_reason(self._stream.stats, self._end_ids))
-            except KeyboardInterrupt:
-                self._end("interrupted")
-                raise
-            else:
-                shown = self._trimmer.push(self._line_breaks.decode(piece.text))
-                if self._trimmer.stop_reason is not None:
-                    self._stream.close()
-                    shown += self._end(self._trimmer.stop_reason)
-            if shown:
+            if shown := self._advance():
                 return shown
         raise StopIteration
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the answer is complete."""
+        return self._result is not None
+
+    def drain(self) -> None:
+        """Take what is computed already, and compute nothing; for answers that are computed side by side."""
+        while self._result is None and not self._stream.is_waiting:
+            self._advance()
+
+    def _advance(self) -> str:
+        """Take the next piece of the generation; return what can be shown now."""
+        try:
+            piece = next(self._stream)
+        except StopIteration:
+            return self._end(_stop_reason(self._stream.stats, self._end_ids))
+        except KeyboardInterrupt:
+            self._end("interrupted")
+            raise
+        shown = self._trimmer.push(self._line_breaks.decode(piece.text))
+        if self._trimmer.stop_reason is not None:
+            self._stream.close()
+            shown += self._end(self._trimmer.stop_reason)
+        return shown
+
+    def run(self) -> Result:
+        """Compute the whole answer and return it."""
+        for _ in self:
+            pass
+        return self.result
 
     def close(self) -> None:
         """Stop computing and keep what there is; no-op after the end."""
@@ -194,6 +224,9 @@ def _completion(text: str, stop_reason: str, stream: TextStream) -> Completion:
         drafted_tokens=stats.speculation.drafted,
         accepted_tokens=stats.speculation.accepted,
         token_ids=stream.token_ids,
+        stop_id=stats.stop_id,
+        token_logprobs=tuple(stats.logprobs),
+        top_logprobs=tuple(stats.top_logprobs),
     )
 
 

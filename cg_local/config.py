@@ -4,8 +4,8 @@ This file owns reading and judging config.json. It knows no file but that one, a
 that exists describes a Gemma 1 / CodeGemma network completely; a key that would change the network and that cg-local
 does not implement never passes silently.
 
-Sources: the keys and their defaults are those of transformers, models/gemma/configuration_gemma.py; the network is that
-of google/gemma_pytorch, gemma/config.py and gemma/model.py.
+Sources: transformers, models/gemma/configuration_gemma.py (keys, defaults); google/gemma_pytorch, gemma/config.py and
+gemma/model.py (the network).
 """
 
 from __future__ import annotations
@@ -224,6 +224,7 @@ class SamplingParams:
         min_p: drop tokens less probable than min_p times the most probable one, in [0, 1]; 0 drops none.
         repetition_penalty: divides (positive) or multiplies (negative) logits of tokens seen before; 1 is off.
         seed: of the random source, 0 to 2**64 - 1; None draws one.
+        top_logprobs: how many of the most probable tokens to report beside each chosen one.
 
     Raises:
         ConfigError: a value of the wrong type or out of its range.
@@ -236,10 +237,11 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        _check_int("max_tokens", self.max_tokens, 1)
-        _check_int("top_k", self.top_k, 0)
+        for name, low in (("max_tokens", 1), ("top_k", 0), ("top_logprobs", 0)):
+            _check_int(name, getattr(self, name), low)
         _check_float("temperature", self.temperature, "of at least 0", lambda value: value >= 0)
         _check_float("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
         _check_float("min_p", self.min_p, "from 0 to 1", lambda value: 0 <= value <= 1)
@@ -297,9 +299,8 @@ def read_config_bytes(path: Path) -> bytes:
             return file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or "unreadable"
-        raise ConfigError(
-            f"{path}: {reason}; give a model folder with config.json, tokenizer.model and safetensors files"
-        ) from error
+        advice = "give a model folder with config.json, tokenizer.model and safetensors files"
+        raise ConfigError(f"{path}: {reason}; {advice}") from error
 
 
 def _check_model_type(values: Mapping[str, object], where: str) -> None:
@@ -392,8 +393,7 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _shown(value: object) -> str:
     """A value as config.json would spell it, for a one-line message: escaped, and cut when long."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text := json.dumps(value, default=repr)) <= 80 else text[:77] + "..."
 
 
 def _one_line(error: BaseException) -> str:

@@ -151,10 +151,28 @@ class Engine:
             num_computed=sequence.num_computed,
             num_cached=sequence.num_cached,
             logprobs=list(sequence.logprobs),
+            top_logprobs=list(sequence.top_logprobs),
         )
         with interrupts_held():
             twin.block_table = self.block_manager.fork(sequence.block_table)
             self.sequences.append(twin)
+        return twin
+
+    def fork_prompt(self, sequence: Sequence, params: SamplingParams | None = None) -> Sequence:
+        """Return a second sequence with the same prompt and an answer of its own, from its first token on.
+
+        The prompt's K and V are shared; its last token alone is computed again, in the next step, for its logits.
+
+        Args:
+            sequence: a sequence that is not finished.
+            params: as for `fork`.
+        """
+        twin = self.fork(sequence, params)
+        with interrupts_held():
+            del twin.token_ids[twin.num_prompt_tokens :]
+            twin.logprobs, twin.top_logprobs = [], []
+            twin.num_cached = twin.num_computed = min(twin.num_computed, twin.num_prompt_tokens - 1)
+            self.block_manager.truncate(twin.block_table, twin.num_prompt_tokens)
         return twin
 
     def cancel(self, sequence: Sequence) -> None:
@@ -335,6 +353,7 @@ class Engine:
         sequence, accepted = span.sequence, drawn[:-1]
         sequence.token_ids += [sampled.token_id for sampled in accepted]
         sequence.logprobs += [sampled.logprob for sampled in accepted]
+        sequence.top_logprobs += [sampled.alternatives for sampled in accepted]
         self._advance(sequence, span.count + len(accepted))
         sequence.lookup.learn([sampled.token_id for sampled in drawn])
         for counts in (sequence.speculation, self.speculation):
@@ -353,6 +372,7 @@ class Engine:
     def _append(self, sequence: Sequence, sampled: SampledToken) -> TokenOutput:
         """Add a chosen token to its sequence, or end the sequence by it."""
         sequence.logprobs.append(sampled.logprob)
+        sequence.top_logprobs.append(sampled.alternatives)
         if sampled.token_id in sequence.stop_ids:
             sequence.stop_id = sampled.token_id
             self._finish(sequence, "stop_id")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from cg_local.config import SamplingParams
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError
+from cg_local.sampling import SampledToken
 from cg_local.sequence import Sequence
 from cg_local.speculation import SpeculationCounts
 from cg_local.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ class GenerationStats:
         prefill_seconds: from the start to the first token; decode_seconds: from there to the last.
         stop_reason: "stop_id", "max_tokens", "context_full" or "interrupted".
         stop_id: the token that ended the answer, if one did.
-        logprobs: of each chosen token, a stop token's included.
+        logprobs: of each chosen token, a stop token's included; top_logprobs: the most probable tokens beside each.
         speculation: guessed tokens that were computed, and those of them that were right.
     """
 
@@ -55,6 +56,7 @@ class GenerationStats:
     stop_reason: str | None = None
     stop_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[SampledToken, ...]] = field(default_factory=list)
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
 
     @property
@@ -109,6 +111,11 @@ class TextStream:
         """Tokens of the prompt whose K and V are there."""
         return min(self._sequence.num_computed, self._sequence.num_prompt_tokens)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the next piece takes a step of the engine."""
+        return self.stats.stop_reason is None and not self._sequence.is_finished and self._has_taken_all()
+
     def __iter__(self) -> Iterator[TextPiece]:
         """Return the iterator over the pieces; there is one, however often this is called."""
         return self._pieces
@@ -150,6 +157,7 @@ class TextStream:
         sequence, number = self._sequence, len(self.stats.logprobs)
         logprob = sequence.logprobs[number]
         self.stats.logprobs.append(logprob)
+        self.stats.top_logprobs.append(sequence.top_logprobs[number])
         if sequence.num_prompt_tokens + number == len(sequence.token_ids):
             return
         token_id = sequence.token_ids[sequence.num_prompt_tokens + number]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,6 +104,40 @@ class PrefixTransfer:
                 first += 1
             if first < end:
                 return
+
+
+class PrefixKeeper:
+    """Brings what the store knows of each prompt, and writes what was computed of the last one.
+
+    Args:
+        engine, store, label: as for `PrefixTransfer`.
+    """
+
+    def __init__(self, engine: Engine, store: KVStore, label: str) -> None:
+        self._engine, self._store, self._label = engine, store, label
+        self._transfers: dict[str, PrefixTransfer] = {}
+        self._last: tuple[PrefixTransfer, Callable[[], Sequence[int]]] | None = None
+
+    def restore(self, use: str, token_ids: Sequence[int], kept_ids: Callable[[], Sequence[int]] | None = None) -> None:
+        """Bring the stored pages of a prompt into the pool.
+
+        Args:
+            use: what its pages are kept for.
+            token_ids: the prompt.
+            kept_ids: what `save` shall write; default: the prompt.
+        """
+        if use not in self._transfers:
+            self._transfers[use] = PrefixTransfer(self._engine, self._store, self._label, use)
+        transfer = self._transfers[use]
+        self._last = transfer, kept_ids or (lambda: token_ids)
+        transfer.restore(token_ids)
+
+    def save(self, should_stop: ShouldStop) -> int:
+        """Write what was computed of the last prompt and is new; see `PrefixTransfer.save`."""
+        if self._last is None:
+            return 0
+        transfer, kept_ids = self._last
+        return transfer.save(kept_ids(), should_stop)
 
 
 def page_kind(engine: Engine, label: str, use: str = CONVERSATIONS) -> PageKind:

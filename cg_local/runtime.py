@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cg_local import kernels
 from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
+from cg_local.candidates import Candidates, candidate_params
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.conversation import Conversation
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
-from cg_local.generation import stream_text
+from cg_local.generation import TextStream, stream_text
+from cg_local.infill.parse_errors import num_parse_errors
 from cg_local.infill.postprocess import MiddleTrimmer
 from cg_local.kv_store import CONVERSATIONS, FILLS, KVStore
 from cg_local.memory import available_bytes, check_memory, memory_need
@@ -29,15 +31,15 @@ from cg_local.model import Model
 from cg_local.model_folder import ModelFolder, open_model_folder
 from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
+from cg_local.sequence import Sequence as Running
 from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from cg_local.prefix_transfer import PrefixTransfer
+    from cg_local.prefix_transfer import PrefixKeeper
 
 Notice = Callable[[str], None]
 Messages = Sequence[Mapping[str, str]] | Conversation
-Answer = TypeVar("Answer", bound=Completion)
 
 
 class LocalModel:
@@ -64,10 +66,7 @@ class LocalModel:
         self.is_chat_model = folder.is_chat_model
         self.load_seconds = 0.0
         self._engine = engine
-        self._store: KVStore | None = None
-        self._transfers: dict[str, PrefixTransfer] = {}
-        self._last_use = ""
-        self._last_ids: Callable[[], list[int]] = list
+        self._prefixes: PrefixKeeper | None = None
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits after each token, float32 [num_tokens, vocab_size].
@@ -141,26 +140,54 @@ class LocalModel:
             CapacityError: the context leaves no room for a prompt.
             ValueError: an unknown mode.
         """
-        params = params or SamplingParams()
-        trimmer = MiddleTrimmer(prefix, suffix, mode, path)
-        prompt = infill_prompt(
-            self.tokenizer,
-            prefix,
-            suffix,
-            path=path,
-            order=order,
-            context=context,
-            max_prompt_tokens=self._room(params, max_prompt_tokens),
+        params, trimmer = params or SamplingParams(), MiddleTrimmer(prefix, suffix, mode, path)
+        room = self._room(params, max_prompt_tokens)
+        prompt = self._infill_prompt(prefix, suffix, path, order=order, context=context, max_prompt_tokens=room)
+        sequence = self._engine.add(prompt.token_ids, params, self.tokenizer.infill_stop_ids)
+        answers = self._infill_stream(sequence, prompt, trimmer)
+        return answers if stream else answers.run()
+
+    def infill_candidates(
+        self,
+        prefix: str,
+        suffix: str,
+        path: str | None = None,
+        *,
+        num_candidates: int = 3,
+        mode: str = "auto",
+        order: str = "psm",
+        context: Sequence[tuple[str, str]] = (),
+        params: SamplingParams | None = None,
+        max_prompt_tokens: int | None = None,
+    ) -> Candidates:
+        """Write several texts between two texts, side by side; the prompt is computed once.
+
+        Arguments and errors are those of `infill`. Without `load(spare_tokens=...)` there may be room for fewer.
+        """
+        all_params = candidate_params(params or SamplingParams(), num_candidates)
+        trimmers = [MiddleTrimmer(prefix, suffix, mode, path) for _ in all_params]
+        room, stop_ids = self._room(all_params[0], max_prompt_tokens), self.tokenizer.infill_stop_ids
+        prompt = self._infill_prompt(prefix, suffix, path, order=order, context=context, max_prompt_tokens=room)
+        return Candidates(
+            self._engine,
+            (prompt.token_ids, stop_ids),
+            all_params,
+            lambda sequence: self._infill_stream(sequence, prompt, trimmers.pop()),
+            lambda text: num_parse_errors(prefix + text + suffix, path),
         )
 
+    def _infill_prompt(self, prefix: str, suffix: str, path: str | None, **options: Any) -> Prompt:
+        """Build a prompt, and bring what the store knows of it."""
+        prompt = infill_prompt(self.tokenizer, prefix, suffix, path=path, **options)
+        if self._prefixes is not None:
+            self._prefixes.restore(FILLS, prompt.token_ids)
+        return prompt
+
+    def _infill_stream(self, sequence: Running, prompt: Prompt, trimmer: MiddleTrimmer) -> AnswerStream[Infill]:
         def finish(answer: Completion) -> Infill:
             return Infill(**vars(_with_prompt(answer, prompt)), mode=trimmer.mode, trimmed=trimmer.trimmed)
 
-        self._restore(FILLS, prompt)
-        stop_ids = self.tokenizer.infill_stop_ids
-        text_stream = stream_text(self._engine, self.tokenizer, prompt.token_ids, params, stop_ids)
-        answers = AnswerStream(text_stream, trimmer, self._end_ids, finish)
-        return answers if stream else _exhaust(answers)
+        return AnswerStream(TextStream(self._engine, self.tokenizer, sequence), trimmer, self._end_ids, finish)
 
     @overload
     def complete(
@@ -188,7 +215,7 @@ class LocalModel:
         params = params or SamplingParams()
         prompt = complete_prompt(self.tokenizer, text, max_prompt_tokens=self._room(params, None))
         answers = self._answer(prompt, params, self.tokenizer.infill_stop_ids)
-        return answers if stream else _exhaust(answers)
+        return answers if stream else answers.run()
 
     @overload
     def chat(
@@ -237,10 +264,10 @@ class LocalModel:
             prompt = messages.prompt(self.tokenizer, max_prompt_tokens=room)
         else:
             prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=room)
-        self._restore(CONVERSATIONS, prompt)
+        if self._prefixes is not None:
+            self._prefixes.restore(CONVERSATIONS, prompt.token_ids, lambda: [*prompt.token_ids, *answers.token_ids])
         answers = self._answer(prompt, params, self.tokenizer.chat_stop_ids)
-        self._last_ids = lambda: [*prompt.token_ids, *answers.token_ids]
-        return answers if stream else _exhaust(answers)
+        return answers if stream else answers.run()
 
     def use_kv_store(self, store: KVStore) -> None:
         """Let prompts of chats and fills find the K and V that an earlier process left on disk; answers stay the same.
@@ -248,13 +275,14 @@ class LocalModel:
         Args:
             store: where they lie; `save_prefix` writes there.
         """
-        self._store, self._transfers = store, {}
+        from cg_local.prefix_transfer import PrefixKeeper
+
+        self._prefixes = PrefixKeeper(self._engine, store, self.name)
 
     def save_prefix(self, should_stop: Callable[[], bool] = lambda: False) -> int:
         """Write K and V of the last prompt to the store, as far as they are computed and new there.
 
-        With a chat's goes its answer, which the next prompt holds. To be called when the answer has been shown;
-        nothing else may use the model meanwhile.
+        A chat's answer goes with it. To be called when it has been shown; nothing else may use the model meanwhile.
 
         Args:
             should_stop: asked before each page of 16 tokens; what is written until then is kept.
@@ -262,24 +290,7 @@ class LocalModel:
         Returns:
             Bytes written; 0 without a store, and where the disk could not be written.
         """
-        transfer = self._transfer_of(self._last_use)
-        return transfer.save(self._last_ids(), should_stop) if transfer is not None else 0
-
-    def _restore(self, use: str, prompt: Prompt) -> None:
-        """Bring what the store knows of a prompt, and remember the prompt for `save_prefix`."""
-        transfer = self._transfer_of(use)
-        self._last_use, self._last_ids = use, lambda: prompt.token_ids
-        if transfer is not None:
-            transfer.restore(prompt.token_ids)
-
-    def _transfer_of(self, use: str) -> PrefixTransfer | None:
-        if self._store is None or not use:
-            return None
-        if use not in self._transfers:
-            from cg_local.prefix_transfer import PrefixTransfer
-
-            self._transfers[use] = PrefixTransfer(self._engine, self._store, self.name, use)
-        return self._transfers[use]
+        return self._prefixes.save(should_stop) if self._prefixes is not None else 0
 
     @property
     def _end_ids(self) -> frozenset[int]:
@@ -308,6 +319,7 @@ def load(
     activations: str = "int8",
     kv_dtype: str | None = None,
     speculation: bool = True,
+    spare_tokens: int = 0,
     on_notice: Notice | None = None,
     on_progress: Progress | None = None,
 ) -> LocalModel:
@@ -328,6 +340,7 @@ def load(
             default float16, float32 beside bf16 weights.
         speculation: guess the next tokens from the text so far and compute several at once where that saves time;
             answers are the same with and without.
+        spare_tokens: K/V room beside the context's, for answers that are computed side by side.
         on_notice: called with each one-line thing that a user should be told.
         on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
 
@@ -347,24 +360,22 @@ def load(
         for notice in tokenizer.notices:
             on_notice(notice)
     limit = folder.config.max_position_embeddings
+    context = limit if max_context is None else min(max_context, limit)
     config = EngineConfig(
-        max_context=limit if max_context is None else min(max_context, limit),
+        max_context=context,
+        num_pages=-(-(context + spare_tokens) // EngineConfig.page_size) if spare_tokens else None,
         num_threads=num_threads,
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
     )
     is_fused = bool(kernels.FUSED_FORMATS) and activations == "int8"
-    _check_memory(found.name, folder, config, is_fused)
+    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
+    need = memory_need(weight_bytes, folder.scheme, folder.config, config, is_fused=is_fused)
+    check_memory(found.name, need, available_bytes())
     engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model
-
-
-def _check_memory(name: str, folder: ModelFolder, config: EngineConfig, is_fused: bool) -> None:
-    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
-    need = memory_need(weight_bytes, folder.scheme, folder.config, config, is_fused=is_fused)
-    check_memory(name, need, available_bytes())
 
 
 def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:
@@ -387,9 +398,3 @@ def _open_parts(path: Path) -> tuple[ModelFolder, Tokenizer]:
 
 def _with_prompt(answer: Completion, prompt: Prompt) -> Completion:
     return replace(answer, truncated=prompt.truncated, notice=prompt.notice, omitted_turns=prompt.omitted_turns)
-
-
-def _exhaust(stream: AnswerStream[Answer]) -> Answer:
-    for _ in stream:
-        pass
-    return stream.result

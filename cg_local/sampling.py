@@ -37,10 +37,12 @@ class SampledToken:
     Attributes:
         token_id: the choice.
         logprob: natural logarithm of the model's own probability of it.
+        alternatives: the most probable tokens, the choice among them if it is one; empty where nobody asked.
     """
 
     token_id: int
     logprob: float
+    alternatives: tuple[SampledToken, ...] = ()
 
 
 def sample(
@@ -56,7 +58,8 @@ def sample(
     """
     adjusted = penalize_repetition(logits, params.repetition_penalty, seen)
     token_id = int(np.argmax(adjusted)) if params.temperature == 0 else _draw(adjusted, params, random.random())
-    return SampledToken(token_id, logprob_of(logits, token_id))
+    alternatives = tuple(top_logprobs(logits, params.top_logprobs)) if params.top_logprobs else ()
+    return SampledToken(token_id, logprob_of(logits, token_id), alternatives)
 
 
 def logprob_of(logits: Floats, token_id: int) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cg_local.config import SamplingParams
+from cg_local.sampling import SampledToken
 from cg_local.speculation import PromptLookup, SpeculationCounts
 
 _sequence_ids = itertools.count()
@@ -29,6 +30,7 @@ class Sequence:
         params: how to sample; stop_ids: tokens that end the sequence and are not part of its answer.
         block_table: its page ids.
         logprobs: of the chosen tokens, a stop token's included.
+        top_logprobs: beside each of them the most probable tokens, as many as `params` asks for.
         stop_reason: None while running; then "stop_id", "max_tokens", "context_full" or "cancelled".
         stop_id: the token that ended it, if one did.
         lookup: who guesses its next tokens.
@@ -45,6 +47,7 @@ class Sequence:
     num_cached: int = 0
     block_table: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[SampledToken, ...]] = field(default_factory=list)
     stop_reason: str | None = None
     stop_id: int | None = None
     lookup: PromptLookup = field(default_factory=PromptLookup)

@@ -21,6 +21,17 @@ OrderOption = Annotated[Order, typer.Option("--order", help="Order of the prompt
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
 ]
+Candidates = Annotated[
+    int, typer.Option("-n", "--candidates", min=1, max=16, help="Write so many at once, and let the best be chosen.")
+]
+All = Annotated[bool, typer.Option("--all", help="Write all candidates, the best first; NUL between them in a pipe.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Show each token's probability and what else was likely.")]
+MinProb = Annotated[
+    float,
+    typer.Option(
+        "--min-prob", min=0.0, max=1.0, help="Hide answers whose tokens are less probable in the mean; status 3."
+    ),
+]
 
 
 class Context(str, Enum):
@@ -87,6 +98,10 @@ class FillArguments:
     path: str | None
     mode: Mode
     order: Order
+    candidates: int
+    all: bool
+    explain: bool
+    min_prob: float
     model: str
     scheme: Scheme | None
     max_tokens: int

@@ -56,6 +56,7 @@ LAYERS = (
     "prompt_budget",
     "sessions",
     "answers",
+    "candidates",
     "runtime",
     "request_file",
     "evaluation",

@@ -1,0 +1,175 @@
+"""The answers of a fill: asked for, hidden where they are not sure enough, shown or chosen from.
+
+This file owns which of them reach a person, and how. Invariant: an answer that is hidden reaches neither stdout nor a
+document, and leaving the picker leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cg_local.cli.app import INTERRUPTED
+from cg_local.cli.render import AnswerWriter, Status, follow, notice, rounded_logprob, write_stdout
+
+if TYPE_CHECKING:
+    from cg_local.answers import Infill
+    from cg_local.cli.fill_context import FillPrompt
+    from cg_local.cli.fill_options import FillArguments
+    from cg_local.infill.cursor import Gap, SourceText
+    from cg_local.runtime import LocalModel
+
+NO_ANSWER = 3
+"""Exit status when every answer is less probable than --min-prob."""
+
+
+@dataclass(frozen=True)
+class FillAnswers:
+    """What a model wrote into a gap.
+
+    Attributes:
+        results: what may be shown, the best first.
+        reader: the answer whose figures hold the reading of the prompt.
+        num_hidden: how many were less probable than asked for; best_hidden: the highest probability of these.
+        is_shown: it stands on stdout already.
+    """
+
+    results: list[Infill]
+    reader: Infill
+    num_hidden: int = 0
+    best_hidden: float = 0.0
+    is_shown: bool = False
+
+
+def ask(model: LocalModel, prompt: FillPrompt, given: FillArguments, source: SourceText) -> FillAnswers:
+    """Ask the model for as many answers as are wanted; a single one that needs no judgement is shown as it comes.
+
+    An interrupt ends the answers and keeps what there is; their stop_reason is then "interrupted".
+    """
+    from cg_local.cli.explain import NUM_ALTERNATIVES
+    from cg_local.config import SamplingParams
+
+    params = SamplingParams(**given.sampling, top_logprobs=NUM_ALTERNATIVES + 1 if given.explain else 0)
+    how: dict[str, Any] = prompt.arguments | {"mode": given.mode.value, "params": params}
+    if given.candidates == 1:
+        stream = model.infill(**how, stream=True)
+        is_silent = given.json or given.explain or given.min_prob > 0
+        result = follow(stream, AnswerWriter(source.newline, is_silent=is_silent))
+        return replace(_sifted([result], result, given.min_prob), is_shown=not is_silent)
+    candidates = model.infill_candidates(**how, num_candidates=given.candidates)
+    try:
+        with Status().waiting(f"writing {given.candidates} candidates ..."):
+            candidates.run()
+    except KeyboardInterrupt:
+        interrupted = candidates.first  # closes them
+        return _sifted(candidates.results, replace(interrupted, stop_reason="interrupted"), given.min_prob)
+    return _sifted(candidates.results, candidates.first, given.min_prob)
+
+
+def _sifted(results: list[Infill], reader: Infill, min_prob: float) -> FillAnswers:
+    kept = [result for result in results if _probability(result) >= min_prob]
+    best_hidden = max((_probability(result) for result in results if result not in kept), default=0.0)
+    return FillAnswers(kept, reader, len(results) - len(kept), best_hidden)
+
+
+def _probability(result: Infill) -> float:
+    """Mean probability of a token: the geometric mean, which does not sink with the length of an answer."""
+    return 0.0 if result.mean_logprob is None else math.exp(result.mean_logprob)
+
+
+def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments, source: SourceText) -> None:
+    """Show the answers that are not on stdout yet, or let a person choose one.
+
+    Raises:
+        typer.Exit: with status 130 when nothing was chosen.
+    """
+    if answers.is_shown or not answers.results:
+        return
+    if given.explain:
+        _explain(answers, model)
+    elif given.all:
+        _write_all(answers.results, source)
+    else:
+        chosen = answers.results[0]
+        if len(answers.results) > 1 and answers.reader.stop_reason != "interrupted" and _has_person():
+            from cg_local.cli.picker import pick
+
+            replaced = source.text[len(gap.prefix) : len(source.text) - len(gap.suffix)]
+            picked = pick(answers.results, gap.prefix, gap.suffix, replaced)
+            if picked is None:
+                raise typer.Exit(INTERRUPTED)
+            chosen = picked
+        writer = AnswerWriter(source.newline)
+        writer.write(chosen.text)
+        writer.finish()
+
+
+def refuse_unsure(answers: FillAnswers, min_prob: float) -> None:
+    """Tell when no answer was probable enough.
+
+    Raises:
+        typer.Exit: with status NO_ANSWER.
+    """
+    if not answers.results:
+        notice(f"no answer with a probability of {min_prob:g} or more; the best has {answers.best_hidden:.2f}")
+        raise typer.Exit(NO_ANSWER)
+
+
+def candidate_document(result: Infill, model: LocalModel, given: FillArguments, source: SourceText) -> dict[str, Any]:
+    """Return one member of `candidates` in the document."""
+    document: dict[str, Any] = {
+        "text": result.text.replace("\n", source.newline),
+        "stop_reason": result.stop_reason,
+        "mean_logprob": rounded_logprob(result.mean_logprob),
+        "num_tokens": result.num_tokens,
+        "trimmed": list(result.trimmed),
+    }
+    if given.candidates > 1:
+        errors = result.num_parse_errors
+        document |= {"num_copies": result.num_copies, "parses": None if errors is None else errors == 0}
+    if given.explain:
+        from cg_local.cli.explain import explained_tokens, token_documents
+
+        document["tokens"] = token_documents(explained_tokens(result, model.tokenizer))
+    return document
+
+
+def _explain(answers: FillAnswers, model: LocalModel) -> None:
+    from cg_local.cli.explain import explained_tokens, explanation
+    from cg_local.cli.repl.ink import Ink, ink_level
+
+    ink = Ink(ink_level(sys.stdout.isatty()))
+    for number, result in enumerate(answers.results, 1):
+        if len(answers.results) > 1:
+            write_stdout(f"{'' if number == 1 else chr(10)}{_title(number, result, len(answers.results))}\n")
+        write_stdout(explanation(explained_tokens(result, model.tokenizer), ink))
+
+
+def _write_all(results: list[Infill], source: SourceText) -> None:
+    """Write all candidates: with titles on a terminal; into a pipe as they are, separated by NUL characters."""
+    is_terminal = sys.stdout.isatty()
+    for number, result in enumerate(results, 1):
+        if is_terminal:
+            write_stdout(f"{_title(number, result, len(results))}\n")
+        elif number > 1:
+            write_stdout("\0")
+        writer = AnswerWriter(source.newline)
+        writer.write(result.text)
+        writer.finish()
+
+
+def _title(number: int, result: Infill, total: int) -> str:
+    errors = {None: "", 0: ", parses"}.get(result.num_parse_errors, ", does not parse")
+    copies = f", {result.num_copies} times" if result.num_copies > 1 else ""
+    return f"--- {number} of {total}: probability {_probability(result):.2f}{errors}{copies}"
+
+
+def _has_person() -> bool:
+    """Whether a picker can be shown and answered."""
+    is_dumb = os.environ.get("TERM") == "dumb"
+    return not is_dumb and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

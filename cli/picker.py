@@ -1,0 +1,128 @@
+"""Choosing among candidates with the arrow keys, each previewed as a diff.
+
+This file owns the keys and the screen. It writes nothing but the screen. Invariant: the screen is as before at the end,
+and what was not chosen by Enter is not chosen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prompt_toolkit.application import Application, get_app
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.key_binding.key_processor import KeyPressEvent
+from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
+from prompt_toolkit.layout.dimension import Dimension
+from prompt_toolkit.output.color_depth import ColorDepth
+from prompt_toolkit.styles import Style
+
+from cg_local.cli.terminal_text import visible_line, visible_text
+
+if TYPE_CHECKING:
+    from cg_local.answers import Infill
+
+# Lines of the file around the gap that a preview shows.
+_CONTEXT_LINES = 3
+# The screen belongs to an answer of some lines, not to the whole terminal.
+_MAX_PREVIEW_LINES = 24
+# How long an Esc may be the beginning of another key's sequence.
+_ESCAPE_SECONDS = 0.1
+_HELP = "↑ ↓ choose   Enter takes it   Esc leaves"
+_STYLE = Style.from_dict(
+    {"current": "bold", "added": "ansigreen", "removed": "ansired", "hunk": "ansicyan", "help": ""}
+)
+
+
+def pick(results: Sequence[Infill], before: str, after: str, replaced: str = "") -> Infill | None:
+    """Let the person at the terminal choose.
+
+    Args:
+        results: the best first.
+        before, after: the file's text around the gap.
+        replaced: the text that stands in the gap now.
+
+    Returns:
+        The chosen one; None after Esc, q or Ctrl-C.
+    """
+    previews = [gap_diff(before, replaced, result.text, after) for result in results]
+    place = 0
+    keys = KeyBindings()
+
+    def move(step: int) -> None:
+        nonlocal place
+        place = (place + step) % len(results)
+
+    for names, step in ((("up", "k", "c-p"), -1), (("down", "j", "c-n", "tab"), 1)):
+        for name in names:
+            keys.add(name)(lambda _, step=step: move(step))
+    keys.add("enter")(lambda event: event.app.exit(result=results[place]))
+    for name in ("escape", "q", "c-c", "c-d"):
+        keys.add(name)(_leave)
+
+    def shown() -> StyleAndTextTuples:
+        width = get_app().output.get_size().columns - 1
+        lines = [_line(number, result, number == place, width) for number, result in enumerate(results)]
+        return [piece for line in lines for piece in line]
+
+    def preview() -> StyleAndTextTuples:
+        return [(_look(line), f"{visible_text(line)}\n") for line in previews[place]]
+
+    height = Dimension(min=1, preferred=min(_MAX_PREVIEW_LINES, max(map(len, previews))))
+    rows = [
+        Window(FormattedTextControl(shown, show_cursor=False), height=len(results), always_hide_cursor=True),
+        Window(char="─", height=1),
+        Window(FormattedTextControl(preview), height=height, dont_extend_height=True),
+        Window(FormattedTextControl([("class:help", _HELP)]), height=1),
+    ]
+    application: Application[Infill | None] = Application(
+        layout=Layout(HSplit(rows)),
+        key_bindings=keys,
+        style=_STYLE,
+        color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
+        erase_when_done=True,
+    )
+    application.ttimeoutlen = application.timeoutlen = _ESCAPE_SECONDS
+    return application.run()
+
+
+def gap_diff(before: str, replaced: str, text: str, after: str) -> list[str]:
+    """Return the lines of a unified diff of a file whose gap is filled, without the files' names.
+
+    Args:
+        before, after: the text around the gap.
+        replaced: what stood in the gap.
+        text: what comes there.
+    """
+    start = before.rfind("\n") + 1
+    end = after.find("\n")
+    rest, following = (after, "") if end < 0 else (after[:end], after[end + 1 :])
+    lead = before[:start].split("\n")[-1 - _CONTEXT_LINES : -1]
+    tail = following.split("\n", _CONTEXT_LINES)[:_CONTEXT_LINES] if following else []
+    first = before.count("\n") - len(lead)
+    old, new = ([*lead, *f"{before[start:]}{middle}{rest}".split("\n"), *tail] for middle in (replaced, text))
+    if end < 0 and old[-1] == "":  # behind the file's last line break there is no line yet
+        del old[-1]
+    # One hunk of the whole excerpt; its own numbers would count from the excerpt's first line.
+    lines = list(difflib.unified_diff(old, new, lineterm="", n=len(old)))[3:]
+    return [f"@@ -{first + 1},{len(old)} +{first + 1},{len(new)} @@", *lines] if lines else ["(changes nothing)"]
+
+
+def _leave(event: KeyPressEvent) -> None:
+    event.app.exit(result=None)
+
+
+def _line(number: int, result: Infill, is_current: bool, width: int) -> StyleAndTextTuples:
+    figure = "    " if result.mean_logprob is None else f"{math.exp(result.mean_logprob):.2f}"
+    parses = {None: "", 0: " "}.get(result.num_parse_errors, "!")
+    text = visible_line(result.text) or "(nothing)"
+    line = f"{'>' if is_current else ' '} {number + 1}  {figure} {parses} {text}"
+    return [("class:current" if is_current else "", f"{line[:width]}\n")]
+
+
+def _look(line: str) -> str:
+    return {"+": "class:added", "-": "class:removed", "@": "class:hunk"}.get(line[:1], "")
