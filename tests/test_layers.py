@@ -51,6 +51,7 @@ LAYERS = (
     "attachments",
     "quant",
     "model_store",
+    "opened_model",
     "conversation",
     "sessions",
     "answers",
