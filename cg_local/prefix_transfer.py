@@ -124,7 +124,7 @@ class PrefixKeeper:
         Args:
             use: what its pages are kept for.
             token_ids: the prompt.
-            kept_ids: what `save` shall write; default: the prompt.
+            kept_ids: what `save` shall write; the prompt where nothing is given.
         """
         if use not in self._transfers:
             self._transfers[use] = PrefixTransfer(self._engine, self._store, self._label, use)

@@ -21,15 +21,16 @@ from cg_local.candidates import Candidates, candidate_params
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.conversation import Conversation
 from cg_local.engine import Engine
-from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
+from cg_local.errors import CapacityError
 from cg_local.generation import TextStream, stream_text
 from cg_local.infill.parse_errors import num_parse_errors
 from cg_local.infill.postprocess import MiddleTrimmer
 from cg_local.kv_store import CONVERSATIONS, FILLS, KVStore
 from cg_local.memory import available_bytes, check_memory, memory_need
 from cg_local.model import Model
-from cg_local.model_folder import ModelFolder, open_model_folder
-from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew
+from cg_local.model_folder import ModelFolder
+from cg_local.model_store import Progress, find_model, refuse_scheme
+from cg_local.opened_model import open_model
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.sequence import Sequence as Running
 from cg_local.speculation import MAX_DRAFT_TOKENS
@@ -330,16 +331,14 @@ def load(
 
     Args:
         name_or_path: "nano", the name of a model in the user's data folder, or the path of a model folder.
-        scheme: for "nano", how to quantize it ("q4", "q8", "bf16"; default "q4"). A model folder has its scheme;
-            another one is refused.
+        scheme: how to quantize "nano" ("q4", "q8", "bf16"; default "q4"); another than a model folder's is refused.
         max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
         num_threads: threads of the kernels; default one for each core that this process may use, and for single tokens
             fewer where that proves faster.
         activations: how the inputs of products with 8-bit weights are rounded, "int8" or the finer "int16".
         kv_dtype: how keys and values are kept: "float16", "float32", or "int8", which takes half of float16's memory;
             default float16, float32 beside bf16 weights.
-        speculation: guess the next tokens from the text so far and compute several at once where that saves time;
-            answers are the same with and without.
+        speculation: compute guessed tokens where that saves time; answers are the same with and without.
         spare_tokens: K/V room beside the context's, for answers that are computed side by side.
         on_notice: called with each one-line thing that a user should be told.
         on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
@@ -347,14 +346,13 @@ def load(
     Raises:
         ModelFolderError: no such model, or its folder is damaged.
         TokenizerError: tokenizer.model is unusable.
-        ConfigError: another scheme than the folder's, a context below 1, more threads than there are, or an unknown
-            kv_dtype or activations.
+        ConfigError: another scheme than the folder's, or a value that is out of range or unknown.
         CapacityError: the memory that is free does not hold the model.
         QuantizeError: the cache cannot be written.
     """
     started = time.perf_counter()
     found = find_model(name_or_path)
-    folder, tokenizer = _open(found, scheme, on_progress)
+    folder, tokenizer = open_model(found, scheme, on_progress)
     refuse_scheme(found, scheme, folder.scheme)
     if on_notice is not None:
         for notice in tokenizer.notices:
@@ -368,32 +366,17 @@ def load(
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
     )
-    is_fused = bool(kernels.FUSED_FORMATS) and activations == "int8"
-    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
-    need = memory_need(weight_bytes, folder.scheme, folder.config, config, is_fused=is_fused)
-    check_memory(found.name, need, available_bytes())
+    _check_memory(found.name, folder, config, is_fused=bool(kernels.FUSED_FORMATS) and activations == "int8")
     engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model
 
 
-def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:
-    """Open a model's folder; a damaged copy in the cache is made again, a damaged folder of the user's is an error."""
-    path = ready_folder(found, scheme, on_progress)
-    try:
-        return _open_parts(path)
-    except (ModelFolderError, ConfigError, TokenizerError):
-        if not found.is_embedded:
-            raise
-        return _open_parts(renew(found, scheme, on_progress))
-
-
-def _open_parts(path: Path) -> tuple[ModelFolder, Tokenizer]:
-    folder = open_model_folder(path)
-    tokenizer = Tokenizer.from_file(folder.tokenizer_path)
-    tokenizer.check_rows(folder.config.vocab_size, str(folder.path))
-    return folder, tokenizer
+def _check_memory(name: str, folder: ModelFolder, config: EngineConfig, *, is_fused: bool) -> None:
+    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
+    need = memory_need(weight_bytes, folder.scheme, folder.config, config, is_fused=is_fused)
+    check_memory(name, need, available_bytes())
 
 
 def _with_prompt(answer: Completion, prompt: Prompt) -> Completion:

@@ -54,6 +54,7 @@ LAYERS = (
     "quant",
     "model_store",
     "prompt_budget",
+    "opened_model",
     "sessions",
     "answers",
     "candidates",
