@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cg_local.infill.postprocess import MODES, MiddleTrimmer, choose_mode, gap_shape
+from cg_local.infill.gap import choose_mode, gap_shape
+from cg_local.infill.postprocess import MODES, MiddleTrimmer
 from cg_local.infill.syntax import syntax_of
 
 PYTHON = syntax_of("a.py")
@@ -59,7 +60,7 @@ def fill(prefix: str, suffix: str, answer: str, mode: str = "auto", path: str = 
     ],
 )
 def test_mode_is_chosen_by_what_surrounds_the_gap(prefix: str, suffix: str, mode: str) -> None:
-    assert choose_mode(gap_shape(prefix, suffix, PYTHON), PYTHON) == mode
+    assert choose_mode(gap_shape(prefix, suffix, PYTHON)) == mode
 
 
 def test_line_of_a_whole_line_gap_keeps_its_line_break() -> None:
