@@ -28,10 +28,10 @@ from cg_local import reference
 from cg_local.bench.cards import machine_card, model_card
 from cg_local.checkpoint import open_checkpoint
 from cg_local.config import EngineConfig, ModelConfig
+from cg_local.dequantized_folder import DequantizedFolder
 from cg_local.errors import CgLocalError, PromptError
 from cg_local.model import ACTIVATIONS
 from cg_local.model_folder import open_model_folder
-from cg_local.packing import dequantize
 from cg_local.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
@@ -117,7 +117,7 @@ def candidates(
     The reference over dequantized weights shows the part of a divergence that the weights have, not the arithmetic.
     """
     if options.weights_alone:
-        source = DequantizedFolder(quantized)
+        source = DequantizedFolder(open_model_folder(quantized))
         yield "reference", [reference.logits(source, window) for window in windows]
     for kv_dtype in options.kv_dtypes:
         config = EngineConfig(max_context=max(map(len, windows)), kv_dtype=kv_dtype, num_threads=options.threads)
@@ -125,30 +125,6 @@ def candidates(
             engine = load(quantized, config, activations=activations).engine
             rounding = "" if activations == "int8" else f", {activations}"
             yield f"engine, {kv_dtype}{rounding}", [engine.logits(window) for window in windows]
-
-
-class DequantizedFolder:
-    """A model folder's weights as the reference reads weights.
-
-    Args:
-        path: of the folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._folder = open_model_folder(path)
-        self.config = self._folder.config
-
-    @property
-    def tensor_names(self) -> list[str]:
-        """The names of all weights."""
-        return [*self._folder.matrices, *self._folder.gains]
-
-    def tensor(self, name: str) -> Floats:
-        """Return a weight in float32, a norm's as an offset from 1 again."""
-        if name in self._folder.gains:
-            offset: Floats = self._folder.gains[name] - np.float32(1)
-            return offset
-        return dequantize(self._folder.matrices[name])
 
 
 def choose_tokens(folder: Path, options: argparse.Namespace) -> list[list[int]]:

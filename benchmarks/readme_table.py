@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cg_local.bench.engines import OWN_NAME
 from cg_local.bench.figures import Spread
@@ -77,15 +78,28 @@ def merged(documents: Sequence[Document]) -> Document:
     """Return one document with the rounds of all.
 
     Raises:
-        ValueError: they are of different models or machines.
+        ValueError: they are of different models, machines or numbers of threads.
     """
     first = documents[0]
     for other in documents[1:]:
+        if other["num_threads"] != first["num_threads"]:
+            raise ValueError(f"results on {other['num_threads']} threads, not {first['num_threads']}")
         for card, key in (("model", "sha256"), ("machine", "processor"), ("machine", "instruction_set")):
             if other[card][key] != first[card][key]:
                 raise ValueError(f"results of a different {card}: {other[card][key]}, not {first[card][key]}")
     rounds = [each for document in documents for each in document["rounds"]]
-    return {**first, "rounds": rounds, "num_runs": len(documents)}
+    return {**first, "rounds": rounds, "num_runs": len(documents), "engines": _merged_engines(documents)}
+
+
+def _merged_engines(documents: Sequence[Document]) -> Mapping[str, Any]:
+    """Every engine of any run with the times of loading of all; the first of each run may have read the disk."""
+    engines: dict[str, Any] = {}
+    for document in documents:
+        for name, engine in document["engines"].items():
+            before = engines.get(name)
+            loads = engine["load_seconds"] if before is None else before["load_seconds"] + engine["load_seconds"][1:]
+            engines[name] = {**(before or engine), "load_seconds": loads}
+    return engines
 
 
 def speed_text(results: Mapping[str, Document]) -> str:

@@ -28,6 +28,8 @@ class Completion:
         prompt_tokens: of the prompt; cached_tokens: those of them that were already in the K/V cache.
         drafted_tokens: guessed tokens that were computed; accepted_tokens: those of them that were right.
         truncated: the prompt left something out to fit; `notice` says in one line what.
+        omitted_turns: how many of a conversation's oldest turns were left out.
+        token_ids: of the answer, as the model chose them; no stop token.
         prefill_seconds: until the first token; decode_seconds: from there to the last.
         prefill_tokens_per_second, decode_tokens_per_second: None where there was too little to measure.
     """
@@ -46,6 +48,8 @@ class Completion:
     accepted_tokens: int = 0
     truncated: bool = False
     notice: str | None = None
+    omitted_turns: int = 0
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,21 @@ class AnswerStream(Generic[Result]):
         self._result: Result | None = None
 
     @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """Tokens of the prompt that are computed or were cached, and all of them."""
+        return self._stream.computed_prompt_tokens, self._stream.stats.prompt_tokens
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self._trimmer.text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens of the answer so far."""
+        return self._stream.token_ids
+
+    @property
     def result(self) -> Result:
         """The answer; closes the stream if it has not ended."""
         self.close()
@@ -155,11 +174,12 @@ class AnswerStream(Generic[Result]):
 
     def _end(self, stop_reason: str) -> str:
         rest = self._trimmer.push(self._line_breaks.decode("", final=True)) + self._trimmer.finish()
-        self._result = self._finish(_completion(self._trimmer.text, stop_reason, self._stream.stats))
+        self._result = self._finish(_completion(self._trimmer.text, stop_reason, self._stream))
         return rest
 
 
-def _completion(text: str, stop_reason: str, stats: GenerationStats) -> Completion:
+def _completion(text: str, stop_reason: str, stream: TextStream) -> Completion:
+    stats = stream.stats
     return Completion(
         text=text,
         stop_reason=stop_reason,
@@ -173,6 +193,7 @@ def _completion(text: str, stop_reason: str, stats: GenerationStats) -> Completi
         decode_tokens_per_second=stats.decode_tokens_per_second,
         drafted_tokens=stats.speculation.drafted,
         accepted_tokens=stats.speculation.accepted,
+        token_ids=stream.token_ids,
     )
 
 

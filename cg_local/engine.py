@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -19,38 +18,18 @@ from numpy.typing import NDArray
 from cg_local.block_manager import BlockManager
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.errors import CapacityError, ConfigError, PromptError
+from cg_local.interrupts import interrupts_held
 from cg_local.kernels.attention import PARTITION
 from cg_local.kv_cache import KVCache
 from cg_local.memory import available_bytes, readable_size
 from cg_local.model import Model, SequenceSpan
 from cg_local.sampling import SampledToken, sample
-from cg_local.sequence import Sequence, TokenOutput
+from cg_local.sequence import ScheduledSpan, Sequence, TokenOutput
 from cg_local.speculation import SpeculationCounts, StepCosts, best_draft_length
 from cg_local.threads import DecodeThreads, kernel_threads
 
 # `Engine.logits` computes so much of its result at a time.
 LOGITS_CHUNK_BYTES = 1 << 26
-
-
-@dataclass(frozen=True)
-class ScheduledSpan:
-    """What a step computes of one sequence.
-
-    Attributes:
-        sequence: the sequence.
-        count: how many of its tokens, from the first that is not computed.
-        draft: guesses of the tokens behind them; only where `count` reaches the last token.
-    """
-
-    sequence: Sequence
-    count: int
-    draft: list[int]
-
-    @property
-    def num_logits(self) -> int:
-        """Tokens whose logits are needed: the last one and the draft, if the count reaches so far."""
-        is_complete = self.sequence.num_computed + self.count == len(self.sequence.token_ids)
-        return 1 + len(self.draft) if is_complete else 0
 
 
 class Engine:
@@ -111,9 +90,10 @@ class Engine:
             random=np.random.default_rng(params.seed),
             max_new_tokens=min(params.max_tokens, self.max_context - len(prompt)),
         )
-        sequence.block_table = self.block_manager.match_prefix(prompt)
-        sequence.num_computed = sequence.num_cached = len(sequence.block_table) * self.config.page_size
-        self.sequences.append(sequence)
+        with interrupts_held():
+            sequence.block_table = self.block_manager.match_prefix(prompt)
+            sequence.num_computed = sequence.num_cached = len(sequence.block_table) * self.config.page_size
+            self.sequences.append(sequence)
         return sequence
 
     def step(self) -> list[TokenOutput]:
@@ -132,16 +112,19 @@ class Engine:
             CapacityError: no sequence can go on because too few pages are free. Cancel one and step again.
         """
         started = time.perf_counter()
-        scheduled = self._schedule()
+        with interrupts_held():
+            scheduled = self._schedule()
         if not scheduled:
             return []
+        # An interrupt in here leaves the step to be repeated; one that comes later finds it complete.
         logits = self._forward(scheduled)
-        # All tokens are drawn before any sequence changes: an interrupt meanwhile leaves the step to be repeated.
-        drawn = self._draw_all(scheduled, logits)
-        is_decode = all(span.num_logits == 1 + len(span.draft) and span.count == 1 for span in scheduled)
-        if is_decode and not self._threads.is_trial:
-            self._costs.observe(len(logits), time.perf_counter() - started)
-        return [output for span, tokens in zip(scheduled, drawn, strict=True) for output in self._commit(span, tokens)]
+        with interrupts_held():
+            drawn = self._draw_all(scheduled, logits)
+            is_decode = all(span.num_logits == 1 + len(span.draft) and span.count == 1 for span in scheduled)
+            if is_decode and not self._threads.is_trial:
+                self._costs.observe(len(logits), time.perf_counter() - started)
+            committed = [self._commit(span, tokens) for span, tokens in zip(scheduled, drawn, strict=True)]
+        return [output for outputs in committed for output in outputs]
 
     def run(self, on_token: Callable[[TokenOutput], None] | None = None) -> None:
         """Step until every sequence is finished; `on_token` sees each chosen token."""
@@ -167,16 +150,18 @@ class Engine:
             max_new_tokens=min(params.max_tokens, self.max_context - sequence.num_prompt_tokens),
             num_computed=sequence.num_computed,
             num_cached=sequence.num_cached,
-            block_table=self.block_manager.fork(sequence.block_table),
             logprobs=list(sequence.logprobs),
         )
-        self.sequences.append(twin)
+        with interrupts_held():
+            twin.block_table = self.block_manager.fork(sequence.block_table)
+            self.sequences.append(twin)
         return twin
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence between two steps and give back its pages; no-op when it is finished."""
-        if not sequence.is_finished:
-            self._finish(sequence, "cancelled")
+        with interrupts_held():
+            if not sequence.is_finished:
+                self._finish(sequence, "cancelled")
 
     def logits(self, token_ids: Collection[int]) -> NDArray[np.float32]:
         """Return the logits after each token of a text, float32 [num_tokens, vocab_size of the model].
@@ -320,7 +305,7 @@ class Engine:
         return logits
 
     def _draw_all(self, scheduled: list[ScheduledSpan], logits: NDArray[np.float32]) -> list[list[SampledToken]]:
-        """Draw each sequence's next tokens; after an interrupt the random numbers are as if none was drawn."""
+        """Draw each sequence's next tokens; after an error the random numbers are as if none was drawn."""
         states = [(span.sequence.random.bit_generator, span.sequence.random.bit_generator.state) for span in scheduled]
         drawn, start = [], 0
         try:

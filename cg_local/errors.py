@@ -10,8 +10,15 @@ The tree:
     ├── QuantizeError        a source cannot be quantized, or the destination cannot be written
     ├── PromptError          no prompt can be built from what was given
     ├── SourceFileError      a source file to fill cannot be read, located or written
+    ├── SessionError         saved conversations cannot be found, read or written
+    │   ├── SessionBusyError    another process holds their database longer than one can wait
+    │   ├── SessionDamageError  the file is no database any more, or a broken one
+    │   └── RevisionError       another process changed or removed the conversation since it was read
+    ├── SettingsError        config.toml, a CG_LOCAL_* variable or a template of the user's is wrong
     ├── CapacityError        the context, the page pool or the memory is too small
     ├── ExportError          weights cannot be written in another project's format
+    ├── BackendError         JAX, its devices or a mesh over them are not as needed
+    ├── BatchError           a file of requests, or of results, cannot be used
     ├── BenchmarkError       a measurement, or a program that it needs, failed
     └── TrainingError        a training run, its data or its checkpoint is unusable
 
@@ -52,12 +59,40 @@ class SourceFileError(CgLocalError):
     """A source file to fill cannot be found, decoded, located at the given cursor, or written back."""
 
 
+class SessionError(CgLocalError):
+    """A saved conversation is not there or not the only one of its name, or the database cannot be read or written."""
+
+
+class SessionBusyError(SessionError):
+    """Another process holds the lock of the database longer than one can wait."""
+
+
+class SessionDamageError(SessionError):
+    """The database of conversations is no database any more, or a broken one."""
+
+
+class RevisionError(SessionError):
+    """Another process changed or removed the conversation since it was read."""
+
+
+class SettingsError(CgLocalError):
+    """config.toml, a CG_LOCAL_* variable or a template of the user's is wrong, or cannot be read or written."""
+
+
 class CapacityError(CgLocalError):
     """The context window, the page pool or the machine's memory is too small for what was asked."""
 
 
 class ExportError(CgLocalError):
     """Weights cannot be written in another project's format: a package is missing, or the destination fails."""
+
+
+class BackendError(CgLocalError):
+    """JAX is not installed, or finds fewer devices than needed, or they cannot share the model as asked."""
+
+
+class BatchError(CgLocalError):
+    """A file of requests cannot be read or one of its lines is none, or a file of results cannot be written."""
 
 
 class BenchmarkError(CgLocalError):

@@ -98,6 +98,17 @@ class TextStream:
         """All text so far."""
         return self._text
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens of that text."""
+        first = self._sequence.num_prompt_tokens
+        return tuple(self._sequence.token_ids[first : first + self.stats.completion_tokens])
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """Tokens of the prompt whose K and V are there."""
+        return min(self._sequence.num_computed, self._sequence.num_prompt_tokens)
+
     def __iter__(self) -> Iterator[TextPiece]:
         """Return the iterator over the pieces; there is one, however often this is called."""
         return self._pieces

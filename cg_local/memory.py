@@ -26,11 +26,13 @@ class MemoryNeed:
             machine only keeps its speed while all of them stay in memory.
         kv_cache: pages of K and V for the whole context; taken as the context fills.
         scratch: activations of the largest step.
+        kv_dtype: how K and V are kept; None: not known.
     """
 
     weights: int
     kv_cache: int
     scratch: int
+    kv_dtype: str | None = None
 
     @property
     def total(self) -> int:
@@ -38,7 +40,9 @@ class MemoryNeed:
         return self.weights + self.kv_cache + self.scratch
 
 
-def memory_need(weight_bytes: int, scheme: str, config: ModelConfig, engine: EngineConfig) -> MemoryNeed:
+def memory_need(
+    weight_bytes: int, scheme: str, config: ModelConfig, engine: EngineConfig, *, is_fused: bool = True
+) -> MemoryNeed:
     """Estimate what a model takes.
 
     Args:
@@ -46,16 +50,25 @@ def memory_need(weight_bytes: int, scheme: str, config: ModelConfig, engine: Eng
         scheme: of the weights.
         config: of the model.
         engine: context, page size, K/V type, prefill chunk and length of drafts.
+        is_fused: gate, up and the rounding of their product run as one, which keeps neither gate nor up; never so with
+            bf16 weights.
     """
     context = min(engine.max_context or config.max_position_embeddings, config.max_position_embeddings)
     num_pages = engine.num_pages or -(-context // engine.page_size)
-    # The arrays that a step holds at once: gate, up and the layout of their product; the residual stream, its norm and
-    # what is added to it; queries and attention outputs; logits of one sequence and its draft.
-    widths = 3 * config.intermediate_size + 8 * config.hidden_size + 4 * config.num_heads * config.head_dim
+    # The bytes that a step holds for each token: the input of the down projection (fused: for a group of 32 columns
+    # their int8 codes, scale, sum and four corrections, 56 bytes; else gate, up and the layout of their product in
+    # float32); the residual stream, its norm and what is added to it; queries and attention outputs. Beside them the
+    # logits of one sequence and its draft.
+    of_intermediate = 1.75 if is_fused and scheme != "bf16" else 12
+    of_token = of_intermediate * config.intermediate_size + 32 * config.hidden_size
+    of_token += 16 * config.num_heads * config.head_dim
+    logits = 4 * (1 + engine.max_draft_tokens) * config.vocab_size
+    kv_dtype = engine.kv_dtype_for(scheme)
     return MemoryNeed(
         weights=weight_bytes,
-        kv_cache=num_pages * page_bytes(config, engine.page_size, engine.kv_dtype_for(scheme)),
-        scratch=4 * (min(engine.prefill_chunk, context) * widths + (1 + engine.max_draft_tokens) * config.vocab_size),
+        kv_cache=num_pages * page_bytes(config, engine.page_size, kv_dtype),
+        scratch=int(min(engine.prefill_chunk, context) * of_token) + logits,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -67,6 +80,14 @@ def available_bytes() -> int | None:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
+        return None
+
+
+def resident_bytes() -> int | None:
+    """Return the memory that this process has resident, mapped weights included; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError, ValueError):
         return None
 
 
@@ -83,10 +104,11 @@ def check_memory(name: str, need: MemoryNeed, available: int | None) -> None:
     """
     if available is None or need.total <= available:
         return
+    smaller_cache = "" if need.kv_dtype == "int8" else "K and V in int8 (--kv-dtype int8), "
     raise CapacityError(
         f"{name}: needs {readable_size(need.total)} of memory (weights {readable_size(need.weights)}, K/V "
         f"{readable_size(need.kv_cache)}, scratch {readable_size(need.scratch)}), {readable_size(available)} are free; "
-        "use a smaller context, K and V in int8 (--kv-dtype int8), or a smaller scheme, or close other programs"
+        f"use a smaller context, {smaller_cache}or a smaller scheme, or close other programs"
     )
 
 
@@ -94,7 +116,9 @@ def readable_size(num_bytes: int) -> str:
     """Return a size as a person reads it, in binary units: "1.6 GiB"."""
     if num_bytes >= 1 << 30:
         return f"{num_bytes / (1 << 30):.1f} GiB"
-    return f"{num_bytes / (1 << 20):.1f} MiB" if num_bytes >= 1 << 20 else f"{num_bytes / 1024:.1f} KiB"
+    if num_bytes >= 1 << 20:
+        return f"{num_bytes / (1 << 20):.1f} MiB"
+    return f"{num_bytes / 1024:.1f} KiB" if num_bytes >= 1024 else f"{num_bytes} bytes"
 
 
 def _meminfo_available() -> int | None:

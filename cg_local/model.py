@@ -280,7 +280,7 @@ class Model:
     def __init__(self, folder: ModelFolder, *, activations: str = "int8") -> None:
         if activations not in ACTIVATIONS:
             raise ConfigError(f"activations is {activations!r}; give {' or '.join(ACTIVATIONS)}")
-        self._rounding = activations
+        self.activations = activations
         self.config = folder.config
         self.folder = folder
         self._embedding = folder.matrices["model.embed_tokens.weight"]
@@ -301,7 +301,7 @@ class Model:
         def projections(*names: str) -> Projections:
             # Outputs of one kind share memory over the layers.
             return Projections(
-                [matrices[f"{prefix}{name}.weight"] for name in names], names, self._rounding, prefix=prefix
+                [matrices[f"{prefix}{name}.weight"] for name in names], names, self.activations, prefix=prefix
             )
 
         def norm(name: str) -> tuple[Floats, np.float32]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,17 @@ class ModelFolder:
     matrices: Mapping[str, PackedMatrix]
     gains: Mapping[str, NDArray[np.float32]]
     tokenizer_path: Path
+
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether the model is tuned to answer questions: a chat template was published with its weights.
+
+        Folders written before this was recorded tell by their name, as Google's do (codegemma-7b-it).
+        """
+        recorded = self.metadata.get("has_chat_template")
+        if isinstance(recorded, bool):
+            return recorded
+        return not {"it", "instruct", "chat"}.isdisjoint(re.split(r"[^a-z0-9]+", self.path.resolve().name.lower()))
 
 
 def matrix_shapes(config: ModelConfig, *, has_separate_head: bool) -> dict[str, tuple[int, int]]:

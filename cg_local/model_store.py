@@ -4,7 +4,8 @@ This file owns where models are looked for and the cache of the embedded model. 
 in the cache is complete from the moment it has its name, whoever wrote it and however many processes wrote at once.
 
 Environment: CG_LOCAL_CACHE is the folder for quantized copies (default: the user's cache folder of the platform),
-CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's data folder).
+CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's data folder), CG_LOCAL_STATE the folder
+of the history (default: the user's state folder).
 """
 
 from __future__ import annotations
@@ -49,9 +50,36 @@ def cache_folder() -> Path:
     return _folder("CG_LOCAL_CACHE", "user_cache_path")
 
 
+def kv_folder() -> Path:
+    """Return the folder of K and V that lets conversations go on quickly."""
+    return cache_folder() / "kv"
+
+
 def models_folder() -> Path:
     """Return the folder in which a model's name is its folder's name."""
-    return _folder("CG_LOCAL_DATA", "user_data_path") / "models"
+    return data_folder() / "models"
+
+
+def data_folder() -> Path:
+    """Return the folder of what belongs to the user: named models and saved conversations."""
+    return _folder("CG_LOCAL_DATA", "user_data_path")
+
+
+def state_folder() -> Path:
+    """Return the folder of what may be lost without harm, such as the history of the questions typed."""
+    return _folder("CG_LOCAL_STATE", "user_state_path")
+
+
+def config_path() -> Path:
+    """Return where config.toml lies, or would lie; CG_LOCAL_CONFIG names another file."""
+    if value := os.environ.get("CG_LOCAL_CONFIG"):
+        return Path(value).expanduser()
+    return _folder("", "user_config_path") / "config.toml"
+
+
+def known_models() -> list[str]:
+    """Return the names of models: the embedded ones and those in `models_folder`."""
+    return [*EMBEDDED, *sorted(path.name for path in models_folder().glob("*") if path.is_dir())]
 
 
 def find_model(name_or_path: str | Path) -> FoundModel:
@@ -74,9 +102,8 @@ def find_model(name_or_path: str | Path) -> FoundModel:
         return FoundModel(text, Path(name_or_path))
     if not is_name:
         raise ModelFolderError(f"{text}: no such folder; give a model folder or the name of a model")
-    named = sorted(path.name for path in models_folder().glob("*") if path.is_dir())
     raise ModelFolderError(
-        f"{text}: no such model or folder; known names: {', '.join([*EMBEDDED, *named])}; published weights "
+        f"{text}: no such model or folder; known names: {', '.join(known_models())}; published weights "
         "become a model by `cg-local quantize SOURCE DEST`"
     )
 

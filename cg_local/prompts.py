@@ -14,7 +14,7 @@ Source: CodeGemma report (arXiv 2406.11409), figures 2 and 4; ai.google.dev/gemm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cg_local.errors import PromptError
 from cg_local.tokenizer import Tokenizer
@@ -66,12 +66,14 @@ class Prompt:
         truncated: something was left out to fit the budget.
         notice: one line that says what was left out, with the numbers; None if nothing was.
         parts: what is kept of each text in the order of the arguments, context files first; empty for chat.
+        omitted_turns: how many of a chat's oldest turns are left out.
     """
 
     token_ids: list[int]
     truncated: bool = False
     notice: str | None = None
     parts: tuple[PromptPart, ...] = ()
+    omitted_turns: int = 0
 
 
 def infill_prompt(
@@ -149,7 +151,14 @@ def complete_prompt(tokenizer: Tokenizer, text: str, *, max_prompt_tokens: int) 
     return _prompt([tokenizer.bos_id, *kept], (_part(tokenizer, "text", text, kept),), [], max_prompt_tokens)
 
 
-def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, max_prompt_tokens: int) -> Prompt:
+def chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    max_prompt_tokens: int,
+    keep_share: float = 1.0,
+    answer_ids: Mapping[str, Sequence[int]] | None = None,
+) -> Prompt:
     """Build the prompt that asks for the answer to the last message of a conversation.
 
     Each turn is <start_of_turn>, role and newline, the text without surrounding white space, <end_of_turn>, newline; at
@@ -157,12 +166,17 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, 
     user's turn. Neighbouring messages of one turn are joined with an empty line between.
 
     If the conversation is too long, its oldest turns go, question and answer together; a leading system text stays.
+    Which ones go follows from the messages alone, as if each question had been asked in its turn.
 
     Args:
         tokenizer: the model's tokenizer.
         messages: mappings with "role" ("system", "user", "assistant" or "model") and "content", oldest first; the first
             turn and the last must be the user's.
         max_prompt_tokens: most ids the prompt may have.
+        keep_share: when turns must go, so many go that at most this share of the budget is left. Below 1 the next
+            questions find the same start of the prompt, and with it its K and V in the prefix cache.
+        answer_ids: by the text of an answer, the ids as the model chose them; they stand for the text's encoding,
+            whose K and V would otherwise be computed although those of the chosen ids are there.
 
     Raises:
         PromptError: a message without role or content, an unknown role, a conversation that does not start and end with
@@ -172,24 +186,31 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, 
     prompt-structure (system instructions in the first user turn).
     """
     system, turns = _turns(messages)
+    known = answer_ids or {}
     opening = [tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
-    encoded = [_turn_ids(tokenizer, role, text) for role, text in turns]
-    total_tokens = sum(map(len, encoded))
-    for first in range(0, len(turns), 2):
+    encoded = [_turn_ids(tokenizer, role, text, known.get(text) if role == "model" else None) for role, text in turns]
+
+    def ids_of(first: int, last: int) -> list[int]:
         question = _turn_ids(tokenizer, "user", _join(system, turns[first][1]))
-        token_ids = [tokenizer.bos_id, *question, *(i for turn in encoded[first + 1 :] for i in turn), *opening]
-        if len(token_ids) <= max_prompt_tokens:
-            break
-    else:
+        return [tokenizer.bos_id, *question, *(i for turn in encoded[first + 1 : last + 1] for i in turn), *opening]
+
+    first, token_ids = 0, ids_of(0, 0)
+    for last in range(0, len(turns), 2):
+        token_ids = ids_of(first, last)
+        limit = float(max_prompt_tokens)
+        while len(token_ids) > limit and first < last:
+            first, limit = first + 2, keep_share * max_prompt_tokens
+            token_ids = ids_of(first, last)
+    if len(token_ids) > max_prompt_tokens:
         raise PromptError(
             f"chat: the last question needs {len(token_ids):,} tokens and {max_prompt_tokens:,} are allowed; "
             "shorten it or allow a longer prompt"
         )
     if not first:
         return Prompt(token_ids)
-    left_out = sum(map(len, encoded[:first]))
+    left_out, total_tokens = sum(map(len, encoded[:first])), sum(map(len, encoded))
     notice = f"the oldest {first} of {len(turns)} turns ({left_out:,} of {total_tokens:,} tokens)"
-    return _prompt(token_ids, (), [notice], max_prompt_tokens)
+    return replace(_prompt(token_ids, (), [notice], max_prompt_tokens), omitted_turns=first)
 
 
 def _turns(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[tuple[str, str]]]:
@@ -228,10 +249,12 @@ def _join(*texts: str) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def _turn_ids(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
-    """Return one finished turn."""
+def _turn_ids(tokenizer: Tokenizer, role: str, text: str, text_ids: Sequence[int] | None = None) -> list[int]:
+    """Return one finished turn; `text_ids` stand for the text where they are given."""
     ends = (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id)
-    return [ends[0], *tokenizer.encode(f"{role}\n{text}"), ends[1], *tokenizer.encode("\n")]
+    # A newline is a piece of its own and no text starts with one, so this border is one of tokenization too.
+    content = tokenizer.encode(f"{role}\n{text}") if text_ids is None else [*tokenizer.encode(f"{role}\n"), *text_ids]
+    return [ends[0], *content, ends[1], *tokenizer.encode("\n")]
 
 
 def _unix_lines(text: str) -> str:

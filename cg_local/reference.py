@@ -74,9 +74,14 @@ def logits(
     opened = open_checkpoint(source) if isinstance(source, (str, Path)) else source
     for x in residual_stream(opened, token_ids, embedding_scale=embedding_scale):
         last = x
-    last = rms_norm(last, opened.tensor("model.norm.weight"), opened.config.rms_norm_eps)
-    head = "lm_head.weight" if "lm_head.weight" in opened.tensor_names else "model.embed_tokens.weight"
-    return linear(last, opened.tensor(head))
+    return output_logits(opened, last)
+
+
+def output_logits(source: TensorSource, x: Array) -> Array:
+    """Normalize the residual stream after the last layer and apply the head; float32 [num_tokens, vocab_size]."""
+    normed = rms_norm(x, source.tensor("model.norm.weight"), source.config.rms_norm_eps)
+    head = "lm_head.weight" if "lm_head.weight" in source.tensor_names else "model.embed_tokens.weight"
+    return linear(normed, source.tensor(head))
 
 
 def residual_stream(

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cg_local import kernels
 from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
 from cg_local.config import EngineConfig, SamplingParams
+from cg_local.conversation import Conversation
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
 from cg_local.generation import stream_text
@@ -29,8 +31,12 @@ from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from cg_local.kv_store import KVStore
+    from cg_local.prefix_transfer import PrefixTransfer
+
 Notice = Callable[[str], None]
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, str]] | Conversation
 Answer = TypeVar("Answer", bound=Completion)
 
 
@@ -46,6 +52,7 @@ class LocalModel:
         scheme: "q4", "q8" or "bf16".
         max_context: tokens of prompt and answer together.
         tokenizer: text to token ids and back.
+        is_chat_model: it is tuned to answer questions; base models only continue texts.
         load_seconds: what loading took.
     """
 
@@ -54,8 +61,11 @@ class LocalModel:
         self.name, self.path, self.config, self.scheme = name, folder.path, folder.config, folder.scheme
         self.tokenizer = tokenizer
         self.max_context = engine.max_context
+        self.is_chat_model = folder.is_chat_model
         self.load_seconds = 0.0
         self._engine = engine
+        self._transfer: PrefixTransfer | None = None
+        self._last_chat: tuple[list[int], AnswerStream[Completion]] | None = None
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits after each token, float32 [num_tokens, vocab_size].
@@ -180,34 +190,81 @@ class LocalModel:
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Messages,
         *,
         params: SamplingParams | None = ...,
+        max_prompt_tokens: int | None = ...,
         stream: Literal[False] = ...,
     ) -> Completion: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, params: SamplingParams | None = ..., stream: Literal[True]
+        self,
+        messages: Messages,
+        *,
+        params: SamplingParams | None = ...,
+        max_prompt_tokens: int | None = ...,
+        stream: Literal[True],
     ) -> AnswerStream[Completion]: ...
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, params: SamplingParams | None = None, stream: bool = False
+        self,
+        messages: Messages,
+        *,
+        params: SamplingParams | None = None,
+        max_prompt_tokens: int | None = None,
+        stream: bool = False,
     ) -> Completion | AnswerStream[Completion]:
-        """Answer the last message of a conversation; for instruction-tuned models (7b-it).
+        """Answer the last message of a conversation; for instruction-tuned models (`is_chat_model`).
 
         Args:
-            messages: mappings with "role" ("system", "user", "assistant") and "content", oldest first.
+            messages: mappings with "role" ("system", "user", "assistant") and "content", oldest first; or a
+                Conversation that waits for an answer.
             params: how to sample; default greedy, at most 128 tokens.
+            max_prompt_tokens: bound on the prompt, in place of the context's without `params.max_tokens`: the answer
+                then ends where the context does.
             stream: return a stream of text pieces instead of the whole.
 
         Raises:
             PromptError, CapacityError: a malformed conversation, or no room for the last question.
         """
         params = params or SamplingParams()
-        prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=self._room(params, None))
+        room = self._room(params, None) if max_prompt_tokens is None else min(max_prompt_tokens, self.max_context - 1)
+        if isinstance(messages, Conversation):
+            prompt = messages.prompt(self.tokenizer, max_prompt_tokens=room)
+        else:
+            prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=room)
+        if self._transfer is not None:
+            self._transfer.restore(prompt.token_ids)
         answers = self._answer(prompt, params, self.tokenizer.chat_stop_ids)
+        self._last_chat = prompt.token_ids, answers
         return answers if stream else _exhaust(answers)
+
+    def use_kv_store(self, store: KVStore) -> None:
+        """Let chat prompts find the K and V that an earlier process left on disk; the answers stay the same.
+
+        Args:
+            store: where they lie; `save_prefix` writes there.
+        """
+        from cg_local.prefix_transfer import PrefixTransfer
+
+        self._transfer = PrefixTransfer(self._engine, store, self.name)
+
+    def save_prefix(self, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Write K and V of the last chat prompt and its answer to the store, as far as they are new there.
+
+        To be called when the answer has been shown; nothing else may use the model meanwhile.
+
+        Args:
+            should_stop: asked before each page of 16 tokens; what is written until then is kept.
+
+        Returns:
+            Bytes written; 0 without a store, and where the disk could not be written.
+        """
+        if self._transfer is None or self._last_chat is None:
+            return 0
+        prompt_ids, answers = self._last_chat
+        return self._transfer.save([*prompt_ids, *answers.token_ids], should_stop)
 
     @property
     def _end_ids(self) -> frozenset[int]:
@@ -281,12 +338,18 @@ def load(
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
     )
-    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
-    check_memory(found.name, memory_need(weight_bytes, folder.scheme, folder.config, config), available_bytes())
+    is_fused = bool(kernels.FUSED_FORMATS) and activations == "int8"
+    _check_memory(found.name, folder, config, is_fused)
     engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model
+
+
+def _check_memory(name: str, folder: ModelFolder, config: EngineConfig, is_fused: bool) -> None:
+    weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
+    need = memory_need(weight_bytes, folder.scheme, folder.config, config, is_fused=is_fused)
+    check_memory(name, need, available_bytes())
 
 
 def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:
@@ -308,7 +371,7 @@ def _open_parts(path: Path) -> tuple[ModelFolder, Tokenizer]:
 
 
 def _with_prompt(answer: Completion, prompt: Prompt) -> Completion:
-    return Completion(**{**asdict(answer), "truncated": prompt.truncated, "notice": prompt.notice})
+    return replace(answer, truncated=prompt.truncated, notice=prompt.notice, omitted_turns=prompt.omitted_turns)
 
 
 def _exhaust(stream: AnswerStream[Answer]) -> Answer:

@@ -75,3 +75,24 @@ class TokenOutput:
     sequence: Sequence
     token_id: int
     logprob: float
+
+
+@dataclass(frozen=True)
+class ScheduledSpan:
+    """What a step computes of one sequence.
+
+    Attributes:
+        sequence: the sequence.
+        count: how many of its tokens, from the first that is not computed.
+        draft: guesses of the tokens behind them; only where `count` reaches the last token.
+    """
+
+    sequence: Sequence
+    count: int
+    draft: list[int]
+
+    @property
+    def num_logits(self) -> int:
+        """Tokens whose logits are needed: the last one and the draft, if the count reaches so far."""
+        is_complete = self.sequence.num_computed + self.count == len(self.sequence.token_ids)
+        return 1 + len(self.draft) if is_complete else 0

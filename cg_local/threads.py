@@ -4,9 +4,9 @@ This file owns the count of the machine's cores and the choice by measurement. I
 the engine hands the number to Numba. Invariant: nothing here changes a result, because those of the kernels do not
 depend on the number of threads; it changes only how long they take.
 
-Prefill multiplies, so every core helps, a slow one too: the matrix products hand out their tiles one run after the
-other from a common counter, and an efficiency core takes fewer of them. Attention and the rounding of activations have
-equal shares, where the slowest core is waited for; they are the smaller part. Decoding waits for memory, which some of
+Prefill multiplies, so every core helps, a slow one too: the matrix products and attention hand out their work one run
+after the other from a common counter, and an efficiency core takes less of it. The rounding of activations has equal
+shares, where the slowest core is waited for; it is the smaller part. Decoding waits for memory, which some of
 the cores can often keep as busy as all of them; the others then only lengthen the barriers, most of all when they are
 slow. How many pay depends on machine, model and neighbours, so it is measured.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 # Lengths of prompts, depths and sizes of batches where none are given.
 _FULL = ((128, 512, 2048, 8000), (0, 2048, 8000), (1, 2, 4, 8, 16))
 _QUICK = ((128,), (0,), (1, 4))
+# What every row of `bench.targets` needs, and no more.
+_BRIEF = ((512, 2048, 8000), (0, 2048, 8000), (1, 8))
+_BRIEF_PEER_TOKENS, _PEER_TOKENS = 512, 2048
 _PEER_KINDS = ("Q4_0", "Q4_K_M", "Q8_0")
 
 
@@ -32,7 +36,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(numbers)))
 
 
-def _kinds(text: str) -> tuple[str, ...]:
+def _kinds(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    if text is None:
+        return default
     kinds = tuple(part.strip().upper() for part in text.split(",") if part.strip())
     unknown = [kind for kind in kinds if kind not in _PEER_KINDS]
     if unknown:
@@ -60,8 +66,14 @@ PeerModels = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--peer-models", metavar="FOLDER", help="GGUF files of the same weights; missing ones are made."),
 ]
-PeerKinds = Annotated[str, typer.Option("--peer-kinds", metavar="LIST", help="Quantizations of the peers.")]
-PeerTokens = Annotated[int, typer.Option("--peer-tokens", min=1, help="Longest prompt and context of the peers.")]
+PeerKinds = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--peer-kinds", metavar="LIST", help="Quantizations of the peers; default: Q4_0,Q4_K_M,Q8_0."),
+]
+PeerTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--peer-tokens", min=1, help="Longest prompt and context of the peers; default: 2048."),
+]
 SourceWeights = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--checkpoint", metavar="FOLDER", help="Published weights to make missing GGUF files of."),
@@ -81,6 +93,7 @@ def bench(
     scheme: options.OptionalScheme = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each figure is the median of so many.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="One short round, without whole processes.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="One round of just what the speeds to reach need.")] = False,
     threads: options.Threads = None,
     prefill: Prefill = None,
     depths: Depths = None,
@@ -89,8 +102,8 @@ def bench(
     peers: Annotated[bool, typer.Option("--peers", help="Measure llama.cpp in the same rounds.")] = False,
     peer_python: PeerPython = None,
     peer_models: PeerModels = None,
-    peer_kinds: PeerKinds = "Q4_0,Q4_K_M,Q8_0",
-    peer_tokens: PeerTokens = 2048,
+    peer_kinds: PeerKinds = None,
+    peer_tokens: PeerTokens = None,
     checkpoint: SourceWeights = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random tokens.")] = 0,
     json: JsonFile = None,
@@ -104,28 +117,28 @@ def bench(
     Examples:
       cg-local bench
       cg-local bench ./codegemma-2b-q4 --json result.json --plot result.png
+      cg-local bench ./codegemma-2b-q4 --brief
       cg-local bench ./codegemma-2b-q4 --peers --peer-python ~/llama/bin/python --checkpoint ./codegemma-2b
     """
-    from cg_local.bench.plot import check_plot, write_plot
-    from cg_local.bench.setup import check_destination, prepared, write_document
+    from cg_local.bench.plot import write_plot
+    from cg_local.bench.setup import prepared, write_document
     from cg_local.bench.table import report
 
-    if plot is not None:
-        check_plot(plot)
-    for path in (json, plot):
-        if path is not None:
-            check_destination(path)
-    plan = _plan(quick, rounds, threads, (prefill, depths, batch), new_tokens, seed)
-    chosen = _peers(peers, peer_kinds, peer_python, peer_models, checkpoint, peer_tokens)
+    _check_places(json, plot)
+    defaults = _defaults(quick, brief)
+    plan = _plan((prefill, depths, batch), defaults, 1 if quick or brief else rounds, threads, new_tokens, seed)
+    plan = replace(plan, has_processes=not quick)
+    kinds, tokens = (("Q4_0",), _BRIEF_PEER_TOKENS) if brief else (_PEER_KINDS, _PEER_TOKENS)
+    chosen = _peers(peers, _kinds(peer_kinds, kinds), peer_python, peer_models, checkpoint, peer_tokens or tokens)
     status = _Progress()
 
     def keep(document: Document) -> None:
         if json is not None:
             write_document(document, json)
 
+    name = scheme.value if scheme else None
     try:
-        scheme_name = scheme.value if scheme else None
-        with prepared(model, scheme_name, plan, chosen, say=status.say, notice=status.notice, on_round=keep) as session:
+        with prepared(model, name, plan, chosen, say=status.say, notice=status.notice, on_round=keep) as session:
             document = session.run()
     finally:
         status.clear()
@@ -135,6 +148,24 @@ def bench(
     write_stdout(report(document))
     if document["is_interrupted"]:
         raise typer.Exit(INTERRUPTED)
+
+
+def _check_places(json: Path | None, plot: Path | None) -> None:
+    """Refuse what could not be written, before anything is measured."""
+    from cg_local.bench.plot import check_plot
+    from cg_local.bench.setup import check_destination
+
+    if plot is not None:
+        check_plot(plot)
+    for path in (json, plot):
+        if path is not None:
+            check_destination(path)
+
+
+def _defaults(is_quick: bool, is_brief: bool) -> tuple[tuple[int, ...], ...]:
+    if is_quick and is_brief:
+        raise typer.BadParameter("it leaves out what --brief measures; give one of them", param_hint="--quick")
+    return _QUICK if is_quick else _BRIEF if is_brief else _FULL
 
 
 class _Progress:
@@ -161,36 +192,39 @@ class _Progress:
 
 
 def _plan(
-    is_quick: bool,
+    lists: tuple[str | None, ...],
+    defaults: tuple[tuple[int, ...], ...],
     rounds: int,
     threads: int | None,
-    lists: tuple[str | None, str | None, str | None],
     new_tokens: int,
     seed: int,
 ) -> Plan:
     from cg_local.bench.session import Plan
 
-    defaults = _QUICK if is_quick else _FULL
     prefill, depths, batches = (
         default if text is None else _numbers(text) for text, default in zip(lists, defaults, strict=True)
     )
     return Plan(
-        rounds=1 if is_quick else rounds,
+        rounds=rounds,
         num_threads=threads,
         prefill=tuple(length for length in prefill if length),
         depths=depths,
         batches=tuple(size for size in batches if size),
         new_tokens=new_tokens,
         seed=seed,
-        has_processes=not is_quick,
     )
 
 
 def _peers(
-    is_wanted: bool, kinds: str, python: str | None, folder: Path | None, checkpoint: Path | None, max_tokens: int
+    is_wanted: bool,
+    kinds: tuple[str, ...],
+    python: str | None,
+    folder: Path | None,
+    checkpoint: Path | None,
+    max_tokens: int,
 ) -> Peers:
     from cg_local.bench.setup import Peers
 
     if not is_wanted:
         return Peers()
-    return Peers(_kinds(kinds), python, folder, checkpoint, max_tokens)
+    return Peers(kinds, python, folder, checkpoint, max_tokens)

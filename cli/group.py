@@ -12,15 +12,21 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PIPE_CLOSED, PROGRAM, discard_stdout
+from cg_local.cli.coercion import QuickParameters
+from cg_local.cli.defaults import configured_defaults
 from cg_local.errors import CgLocalError
 
 _STANDARD_INPUT_PLACE = re.compile("-:[0-9]")
 
 
-class LazyGroup(TyperGroup):
+class QuickCommand(QuickParameters, TyperCommand):
+    """A command whose plain values cost no validators."""
+
+
+class LazyGroup(QuickParameters, TyperGroup):
     """Knows the commands by name and imports a command's module when that command is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -32,9 +38,13 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         function = getattr(import_module(f"cg_local.cli.{cmd_name}"), cmd_name)
+        settings: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+        if isinstance(function, typer.Typer):
+            function.info.context_settings, function.info.short_help = settings, COMMANDS[cmd_name]
+            return typer.main.get_command(function)
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        settings = {"help_option_names": ["-h", "--help"]}
-        app.command(cmd_name, context_settings=settings, short_help=COMMANDS[cmd_name])(function)
+        settings["default_map"] = configured_defaults(cmd_name)
+        app.command(cmd_name, cls=QuickCommand, context_settings=settings, short_help=COMMANDS[cmd_name])(function)
         return typer.main.get_command(app)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

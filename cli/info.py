@@ -56,6 +56,7 @@ def _model_folder(path: Path, context: int | None, kv_dtype: options.KvDtype | N
     from cg_local.model_folder import open_model_folder
 
     folder = open_model_folder(path, verify=verify)
+    _tell_limit(path, context, folder.config)
     weight_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
     weight_bytes += sum(gain.nbytes for gain in folder.gains.values())
     bits = folder.metadata.get("bits_per_weight")
@@ -79,6 +80,7 @@ def _checkpoint(path: Path, context: int | None, kv_dtype: options.KvDtype | Non
         notice(text)
     plans = [plan_checkpoint(checkpoint, scheme.value) for scheme in options.Scheme]
     config = checkpoint.config
+    _tell_limit(path, context, config)
     schemes = [_scheme(plan.scheme, plan.num_bytes, plan.bits_per_weight, config, context, kv_dtype) for plan in plans]
     return {
         "kind": "published weights",
@@ -86,6 +88,12 @@ def _checkpoint(path: Path, context: int | None, kv_dtype: options.KvDtype | Non
         "licence": _licence(path),
         "schemes": schemes,
     }
+
+
+def _tell_limit(path: Path, context: int | None, config: ModelConfig) -> None:
+    limit = config.max_position_embeddings
+    if context is not None and context > limit:
+        notice(f"{path} was trained for {limit:,} tokens: the figures are for those, not for {context:,}")
 
 
 def _architecture(config: ModelConfig) -> dict[str, int]:

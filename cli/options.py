@@ -110,3 +110,24 @@ OptionalKvDtype = Annotated[
     Optional[KvDtype],  # noqa: UP045
     typer.Option("--kv-dtype", help="How K and V are kept; int8 halves their memory. Default: float16."),
 ]
+
+
+def _size(value: str) -> str:
+    from cg_local.settings import parsed_size
+
+    try:
+        parsed_size(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is no size; write 4GiB, 500MB, or 0 for none.") from None
+    return value
+
+
+KvCacheSize = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-size",
+        metavar="SIZE",
+        callback=_size,
+        help="Disk space that lets conversations go on quickly in a new process; 0: none.",
+    ),
+]

@@ -1,12 +1,14 @@
 """How answers, notices and progress reach a person.
 
 This file owns what goes to stdout and what to stderr. Invariant: the bytes on stdout are the same for a terminal and
-for a pipe, but for a line break that ends the last line on a terminal.
+for a pipe, but that on a terminal a line break ends the last line, and characters that would steer or deceive it are
+shown instead of sent (`terminal_text`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from cg_local.cli.app import INTERRUPTED, PROGRAM
+from cg_local.cli.app import INTERRUPTED, PROGRAM, discard_stdout
+from cg_local.cli.terminal_text import TerminalFilter, visible_text
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Completion
@@ -31,7 +34,9 @@ _COMPILING = "(a first run compiles the kernels: about a minute)"
 
 def notice(text: str) -> None:
     """Tell the person something, on stderr."""
-    sys.stderr.write(f"{PROGRAM}: {text}\n")
+    # Names of files and models may hold anything.
+    shown = visible_text(text) if sys.stderr.isatty() else text
+    sys.stderr.write(f"{PROGRAM}: {shown}\n")
     sys.stderr.flush()
 
 
@@ -41,10 +46,21 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Write text to stdout as UTF-8, whatever the locale, without translating line breaks."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
-    sys.stdout.buffer.flush()
+    """Write text to stdout as UTF-8, whatever the locale, without translating line breaks.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        OSError: a full disk, for one; names standard output as the file.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as cause:
+        discard_stdout()
+        raise OSError(cause.errno, cause.strerror, "standard output") from cause
 
 
 class Status:
@@ -52,7 +68,8 @@ class Status:
 
     def __init__(self) -> None:
         """Start with nothing shown."""
-        self._is_terminal = sys.stderr.isatty()
+        # A dumb terminal would show the sequences that take the line away.
+        self._is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._lock = threading.Lock()
         self._is_shown = False
 
@@ -81,14 +98,14 @@ class Status:
         return show
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
+    def waiting(self, text: str, reason: str = _COMPILING) -> Iterator[None]:
         """Show a line while something is waited for, and what may make the wait long; cleared at the end.
 
         Where stderr is no terminal, a long wait is explained by a line that stays.
         """
         self.show(text)
         seconds, explain = (_LONG_WAIT_SECONDS, self.show) if self._is_terminal else (_LONG_SILENCE_SECONDS, notice)
-        timer = threading.Timer(seconds, lambda: explain(f"{text} {_COMPILING}"))
+        timer = threading.Timer(seconds, lambda: explain(f"{text} {reason}"))
         timer.daemon = True
         timer.start()
         try:
@@ -112,12 +129,13 @@ class AnswerWriter:
         """
         self._newline, self._is_silent = newline, is_silent
         self._is_terminal = sys.stdout.isatty()
+        self._filter = TerminalFilter()
         self._written = self._pending = ""
 
     def write(self, text: str) -> None:
         """Take a piece of the answer."""
         self._written += text
-        self._pending += text
+        self._pending += self._filter.push(text) if self._is_terminal else text
         if self._is_terminal:
             self._flush()
 

@@ -66,7 +66,7 @@ def sampling(
 def load_model(
     name: str,
     scheme: Scheme | None,
-    max_context: int,
+    max_context: int | None,
     num_threads: int | None,
     kv_dtype: KvDtype | None,
     speculation: bool,
@@ -76,7 +76,7 @@ def load_model(
     Args:
         name: embedded name, name in the data folder, or model folder.
         scheme: how to quantize an embedded model.
-        max_context: tokens of prompt and answer together.
+        max_context: tokens of prompt and answer together; None: as many as the model was trained for.
         num_threads: threads of the kernels; None: one for each core.
         kv_dtype: how K and V are kept; None: as the scheme has it.
         speculation: compute guessed tokens where that saves time.

@@ -36,7 +36,7 @@ def train(
     Uses a GPU when JAX finds one. Called again it goes on; Ctrl-C ends it with a checkpoint.
     Needs the extra train: pip install 'cg-local[train]'.
 
-    \\b
+    \b
     Examples:
       cg-local train mine.toml --minutes 60
       cg-local train mine.toml --steps 20000 --export ~/models/mine
@@ -52,7 +52,7 @@ def train(
     if plot:
         _plot(folder)
     write_stdout(
-        f"{folder}: step {state.step:,}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes\\n"
+        f"{folder}: step {state.step:,}, {state.tokens / 1e6:.2f} million tokens, {state.elapsed / 60:.1f} minutes\n"
     )
     if export is not None:
         write_stdout(_export(recipe, folder, export))
@@ -76,7 +76,7 @@ def _plot(folder: Path) -> None:
     try:
         plot_losses(read_log(folder / "log.jsonl"), folder / "loss.png")
     except TrainingError as error:
-        sys.stderr.write(f"{error}\\n")
+        sys.stderr.write(f"{error}\n")
 
 
 def _export(recipe: Recipe, folder: Path, destination: Path) -> str:
@@ -86,4 +86,4 @@ def _export(recipe: Recipe, folder: Path, destination: Path) -> str:
     corpus = corpus_of(recipe, folder, notice)
     export(folder, destination, corpus, tokenizer_of(recipe, folder, corpus, notice))
     size = sum(path.stat().st_size for path in destination.iterdir() if path.is_file())
-    return f"{destination}: exported, {size / 1e6:.1f} MB\\n"
+    return f"{destination}: exported, {size / 1e6:.1f} MB\n"

@@ -66,7 +66,7 @@ def convert(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         elapsed = time.perf_counter() - started
-        writer.finish(_details(quality_document(reports), digests.result(), plan, round(elapsed, 1)))
+        writer.finish(_details(checkpoint, quality_document(reports), digests.result(), plan, round(elapsed, 1)))
     return QuantizationReport(
         destination=destination,
         scheme=scheme,
@@ -212,7 +212,7 @@ def _writer(checkpoint: Checkpoint, plan: QuantizationPlan, destination: Path, o
         notices=_notices(checkpoint.path),
         scheme=plan.scheme,
         formats=plan.formats,
-        draft=_details(quality_draft(tuple(plan.formats)), sources, plan, -1.23456e300),
+        draft=_details(checkpoint, quality_draft(tuple(plan.formats)), sources, plan, -1.23456e300),
         overwrite=overwrite,
     )
 
@@ -237,12 +237,17 @@ def _read(path: Path) -> bytes:
 
 
 def _details(
-    quality: Mapping[str, object], sources: Mapping[str, object], plan: QuantizationPlan, elapsed_seconds: float
+    checkpoint: Checkpoint,
+    quality: Mapping[str, object],
+    sources: Mapping[str, object],
+    plan: QuantizationPlan,
+    elapsed_seconds: float,
 ) -> dict[str, object]:
     """Members of the metadata document beside those that the writer adds."""
     return {
         "quantizer": {"version": _package_version(), "options": {"scheme": plan.scheme, "search": "data-free"}},
         "sources": dict(sources),
+        "has_chat_template": checkpoint.has_chat_template,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "elapsed_seconds": elapsed_seconds,
         "quality": dict(quality),

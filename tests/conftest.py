@@ -19,6 +19,12 @@ HOME_VARIABLES = (
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"),
 )
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that records the screens of the chat anew."""
+    parser.addoption("--record-screens", action="store_true", help="write tests/screens anew, instead of comparing")
+
+
 FolderMaker = Callable[[str, str], Path]
 
 
@@ -68,6 +74,21 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Callabl
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of a quantized toy that says of itself that it is tuned for chat; its weights' folder is beside it."""
+    from toy_models import MQA, write_toy_checkpoint
+
+    from cg_local.quant import quantize
+
+    root = tmp_path_factory.mktemp("chat")
+    values = {**MQA, "max_position_embeddings": 2048}
+    source = write_toy_checkpoint(root / "source", values, has_tokenizer=True)
+    source.joinpath("tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    quantize(source, root / "toy-it", "q4")
+    return root / "toy-it"
 
 
 @pytest.fixture

@@ -114,11 +114,20 @@ def test_failure_of_a_peer_hands_over_what_was_measured() -> None:
 def test_plan_leaves_out_what_the_context_does_not_hold() -> None:
     plan = Plan(rounds=1, num_threads=1, prefill=(128, 512, 2048), depths=(0, 990, 1000), batches=(16,), new_tokens=32)
     cut, left_out = plan.within(1024)
-    assert (cut.prefill, cut.depths, left_out) == ((128, 512), (0, 990), (1000, 2048))
+    assert (cut.prefill, cut.depths) == ((128, 512), (0, 990))
+    assert left_out == ("prompt of 2,048", "32 tokens after 1,000")
     assert cut.max_context == 990 + 32 + 2
     # 16 sequences of 16 + 32 + 16 + 1 tokens: five pages of 16 each.
     assert cut.num_pages == 16 * 5
     assert Plan(1, 1, (8000,), (), (1,), 1).num_pages == 501
+
+
+def test_plan_names_a_depth_that_a_prompt_of_the_same_length_outlives() -> None:
+    plan = Plan(rounds=1, num_threads=1, prefill=(1000,), depths=(1000,), batches=(1, 974, 975), new_tokens=32)
+    cut, left_out = plan.within(1024)
+    assert (cut.prefill, cut.depths, cut.batches) == ((1000,), (), (1, 974))
+    assert left_out == ("32 tokens after 1,000", "975 sequences")
+    assert cut.max_context <= 1024
 
 
 def test_whole_processes_are_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:

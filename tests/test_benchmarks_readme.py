@@ -55,6 +55,28 @@ def test_runs_of_one_model_and_machine_are_merged() -> None:
         readme_table.merged([one, two])
 
 
+def test_merged_runs_count_the_loads_of_each_but_the_first() -> None:
+    documents = [document_of((100.0,)), document_of((300.0,))]
+    for document, loads in zip(documents, ([9.0, 1.0, 3.0], [8.0, 5.0]), strict=True):
+        document["model"] = {**document["model"], "sha256": "ab"}
+        document["engines"] = {"cg-local": {**document["engines"]["cg-local"], "load_seconds": loads}}
+    documents[1]["engines"]["late peer"] = {"load_seconds": [7.0, 2.0]}
+    both: Any = readme_table.merged(documents)
+
+    assert readme_table.warm_load(both, "cg-local") == {"median": 3.0, "min": 1.0, "max": 5.0}
+    assert readme_table.warm_load(both, "late peer") == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert documents[0]["engines"]["cg-local"]["load_seconds"] == [9.0, 1.0, 3.0]
+
+
+def test_runs_on_other_numbers_of_threads_are_not_merged() -> None:
+    documents = [document_of((100.0,)), document_of((300.0,))]
+    for document, num_threads in zip(documents, (2, 4), strict=True):
+        document["model"] = {**document["model"], "sha256": "ab"}
+        document["num_threads"] = num_threads
+    with pytest.raises(ValueError, match="results on 4 threads, not 2"):
+        readme_table.merged(documents)
+
+
 def test_text_stands_between_the_markers() -> None:
     readme = f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n"
     assert readme_table.replaced(readme, "new") == readme.replace("old", "new")

@@ -20,13 +20,19 @@ from cg_local.cli.app import COMMANDS, HELP
 EXPECTED_HELP = """\
 Usage: cg-local [OPTIONS] COMMAND [ARGS]...
 
-  CodeGemma on your own machine: fills gaps in code, without a network.
+  CodeGemma on your own machine: fills gaps in code and answers questions, without a network.
 
 Commands:
+  chat      Talk about code, or answer one question.
   fill      Fill the gap at a cursor in a file.
   complete  Continue a text.
+  sessions  List, show, search, export and remove conversations.
+  config    Show and change what is set.
+  cache     Show and clear what is kept to be quick.
   quantize  Turn published weights into a model folder.
   info      Show a model's size and whether it fits in memory.
+  eval      Measure loss and exact match on a file of requests.
+  parity    Compare the model in JAX with another path.
   bench     Measure speed beside the limits of this machine.
   train     Train a small model with CodeGemma's recipe.
 
@@ -38,6 +44,7 @@ Options:
   -h, --help            Show this message. Every command has its own --help.
 
 Examples:
+  cg-local chat
   cg-local fill src/parser.py:42
   cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
   cg-local fill src/parser.py:42 --model ~/models/codegemma-2b-q4

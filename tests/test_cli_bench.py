@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Inside
-from fake_engines import FakeRoofline
+from fake_engines import FakeEngine, FakeOwnEngine, FakeRoofline
+from toy_models import MQA
 
 from cg_local.bench import setup
+from cg_local.bench.session import Plan, Session
+from cg_local.bench.setup import Peers
+from cg_local.bench.targets import targets
 from cg_local.bench.worker import Worker
+from cg_local.config import ModelConfig
 from cg_local.errors import BenchmarkError
 
 
@@ -49,7 +55,7 @@ def test_short_run_prints_the_report_and_writes_the_document(inside: Inside, tmp
 def test_lengths_beyond_the_models_context_are_left_out_and_named(inside: Inside, tmp_path: Path, folder: Path) -> None:
     options = ("--quick", "--prefill", "16,2048", "--depths", "", "--batch", "", "--new-tokens", "1")
     done = inside.run("bench", str(folder), *options, "--json", "r.json", home=tmp_path)
-    assert b"was trained for 1,024 tokens: 2,048 left out" in done.stderr
+    assert b"was trained for 1,024 tokens; left out: prompt of 2,048" in done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["plan"]["prefill"] == [16]
 
 
@@ -131,3 +137,39 @@ def test_result_that_could_not_be_written_is_refused_before_measuring(
     assert done.returncode == 1
     assert b"cannot be written there" in done.stderr
     assert b"round" not in done.stderr
+
+
+def test_brief_run_has_every_row_of_the_speeds_to_reach(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Plan, Peers]] = []
+
+    def refuse(model: str, scheme: str | None, plan: Plan, peers: Peers, **rest: object) -> None:
+        asked.append((plan, peers))
+        raise BenchmarkError("seen")
+
+    monkeypatch.setattr("cg_local.bench.setup.prepared", refuse)
+    assert inside.run("bench", "--brief", "--peers", home=tmp_path).returncode == 1
+    [(plan, peers)] = asked
+    assert (plan.rounds, plan.has_processes, peers.kinds) == (1, True, ("Q4_0",))
+
+    peer = FakeEngine("llama.cpp Q4_0", 50, [])
+    peer.max_tokens = peers.max_tokens
+    cards = {"model": {}, "machine": {"instruction_set": "avx2"}}
+    session = Session(
+        replace(plan, has_processes=False, num_threads=2),
+        ModelConfig.from_dict(MQA, "toy"),
+        [FakeOwnEngine(100, []), peer],
+        cards=cards,
+        roofline=FakeRoofline(),
+        say=lambda text: None,
+    )
+    document = json.loads(json.dumps(session.run()))
+    missing = {row.name for row in targets(document) if row.found is None}
+    assert missing == {  # of whole processes, which the plan has and the stand-ins have not
+        "prompt lookup on edits, against none",
+        "decode beside busy cores, against idle",
+        "fill with nothing compiled (nano)",
+        "fill with all compiled (nano)",
+    }
+    assert inside.run("bench", "--brief", "--quick", home=tmp_path).returncode == 2

@@ -40,7 +40,7 @@ def test_model_folder_is_described_line_by_line(inside: Inside, tmp_path: Path, 
     assert lines[5].startswith("quality     signal to noise ")
     assert lines[6] == (
         "q4          5.13 bits a weight: weights 821.6 KiB + K/V 256.0 KiB (float16) for 512 tokens + scratch "
-        "9.0 MiB = 10.1 MiB; fits in 1.0 GiB of free memory"
+        "6.5 MiB = 7.5 MiB; fits in 1.0 GiB of free memory"
     )
     assert len(lines) == 7
 
@@ -94,6 +94,16 @@ def test_what_does_not_fit_is_said(
     done = inside.run("info", str(folder), home=tmp_path)
     assert done.returncode == 0
     assert done.stdout.decode().endswith("does NOT fit in 1.0 MiB of free memory\n")
+
+
+def test_context_beyond_the_models_is_said(inside: Inside, tmp_path: Path, folder: Path) -> None:
+    limit = open_model_folder(folder).config.max_position_embeddings
+    done = inside.run("info", str(folder), "--context", str(limit + 1), home=tmp_path)
+    assert f" for {limit:,} tokens + " in done.stdout.decode()
+    found = done.stderr.decode()
+    expected = f"{folder} was trained for {limit:,} tokens: the figures are for those, not for {limit + 1:,}"
+    assert found == f"cg-local: {expected}\n"
+    assert inside.run("info", str(folder), "--context", str(limit), home=tmp_path).stderr == b""
 
 
 def test_unknown_model_is_one_line(inside: Inside, tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_trains_draws_exports_and_goes_on(inside: Inside, tmp_path: Path, config
     done = inside.run("train", str(config), "--export", str(tmp_path / "model"), home=tmp_path)
     notices, run = done.stderr.decode(), tmp_path / "mine"
     assert done.returncode == 0, notices
-    assert f"{run}: step 4, " in done.stdout.decode()
+    first, second = done.stdout.decode().splitlines()
+    assert first.startswith(f"{run}: step 4, ")
+    assert second.startswith(f"{tmp_path / 'model'}: exported, ")
     assert "reading the sources\n" in notices
     assert "training a tokenizer of 640 pieces\n" in notices
     assert "training on cpu, matrix products in float32\n" in notices
@@ -106,9 +108,10 @@ def test_trains_draws_exports_and_goes_on(inside: Inside, tmp_path: Path, config
         ('folders = ["code"]', 'prepared = "gone"', "no prepared corpus"),
         ("[data]", "[data]\nmulti_file_rate = 2.0", "multi_file_rate is 2.0; it must be from 0 to 1"),
         ("[data]", "[fim]\nwhole_lines = 1.0\n[data]", "unknown option 'whole_lines' in [fim]"),
+        ("batch_tokens = 256", "batch_tokens = 12800", "files give no batch of 100 rows of 128 tokens"),
         ("sequence_lengths = [128]", "sequence_lengths = [512]", "must have at least 64 and fit in batch_tokens"),
         ("warmup_steps = 5", 'method = "sgd"', "must be muon or adamw"),
-        ("batch_tokens = 256", 'batch_tokens = 256\ncompute = "int4"', "must be auto, float32 or bfloat16"),
+        ("batch_tokens = 256", 'batch_tokens = 256\ncompute = "int4"', "must be auto or float32"),
     ],
 )
 def test_errors_are_one_line_that_names_the_place(
@@ -139,10 +142,18 @@ def test_products_are_rounded_on_devices_only(monkeypatch: pytest.MonkeyPatch) -
     names = {}
     for backend in ("cpu", "gpu", "tpu"):
         monkeypatch.setattr("jax.default_backend", lambda backend=backend: backend)
-        names[backend] = [train.matmul_precision(compute) for compute in ("auto", "float32", "bfloat16")]
-    assert names["cpu"] == ["float32", "float32", "BF16_BF16_F32"]
-    assert names["gpu"] == ["BF16_BF16_F32", "float32", "BF16_BF16_F32"]
-    assert names["tpu"] == ["bfloat16", "float32", "bfloat16"]
+        names[backend] = [train.matmul_precision(compute) for compute in ("auto", "float32")]
+    assert names["cpu"] == ["float32", "float32"]
+    assert names["gpu"] == ["BF16_BF16_F32", "float32"]
+    assert names["tpu"] == ["bfloat16", "float32"]
+
+
+def test_products_of_a_gpu_step_take_bfloat16_and_sum_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax = pytest.importorskip("jax")
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with jax.default_matmul_precision(train.matmul_precision("auto")):
+        text = jax.jit(lambda x: x @ x).lower(np.ones((8, 8), np.float32)).as_text()
+    assert "lhs_precision_type = bf16, rhs_precision_type = bf16, accumulation_type = f32" in text
 
 
 def test_log_of_a_run_that_went_back_holds_each_step_once(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def block_of(num_tokens: int) -> int:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__.rsplit(".")[-1])
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9])
 def test_product_equals_the_float64_product(
     format: str, path: ModuleType, shape: tuple[int, int], num_tokens: int
 ) -> None:
@@ -49,7 +49,7 @@ def test_product_equals_the_float64_product(
 
 @pytest.mark.skipif(matmul.INSTRUCTION_SET is None, reason="the host has no generated path")
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9])
 def test_generated_product_equals_the_portable_one_where_sums_are_exact(format: str, num_tokens: int) -> None:
     random = np.random.default_rng(num_tokens)
     # With scales of 1 every partial sum is an integer below 2**24: float32 holds it, in whatever order it is summed.
@@ -76,6 +76,25 @@ def test_extreme_codes_do_not_overflow(format: str, path: ModuleType, weight_sig
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__.rsplit(".")[-1])
+@pytest.mark.parametrize("format", ["c4g32", "i6g32"])
+@pytest.mark.parametrize("weight_sign", [-1, 1])
+@pytest.mark.parametrize("scale", [-127, 127])
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 9])
+def test_extreme_codes_under_extreme_scales_do_not_overflow(
+    format: str, path: ModuleType, weight_sign: int, scale: int, num_tokens: int
+) -> None:
+    columns = 1280
+    x = Codes(np.full((num_tokens, columns), 127, np.int8), np.ones((num_tokens, columns // 32), np.float32))
+    matrix = extreme_matrix(format, (16, columns), weight_sign)
+    matrix.parts["scales"][:] = scale
+    expected, tolerance = expected_product(matrix, x)
+
+    result = multiply(path, matrix, x, block_of(num_tokens))
+
+    assert (np.abs(result - expected) <= tolerance).all()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__.rsplit(".")[-1])
 @pytest.mark.parametrize("format", FORMATS)
 def test_zero_activations_give_exactly_zero(format: str, path: ModuleType) -> None:
     matrix = random_matrix(format, np.random.default_rng(1), (16, 256))
@@ -86,10 +105,13 @@ def test_zero_activations_give_exactly_zero(format: str, path: ModuleType) -> No
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__.rsplit(".")[-1])
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("num_tokens", [2, 4, 9])
-def test_token_alone_equals_the_token_in_a_batch_bit_for_bit(format: str, path: ModuleType, num_tokens: int) -> None:
+@pytest.mark.parametrize("num_tokens", [2, 3, 4, 5, 6, 9, 11])
+@pytest.mark.parametrize("columns", [512, 1280, 2048])  # of part of a panel, of one and a part, of two
+def test_token_alone_equals_the_token_in_a_batch_bit_for_bit(
+    format: str, path: ModuleType, num_tokens: int, columns: int
+) -> None:
     random = np.random.default_rng(num_tokens)
-    matrix, x = random_matrix(format, random, (24, 512)), random_codes(random, num_tokens, 512)
+    matrix, x = random_matrix(format, random, (24, columns)), random_codes(random, num_tokens, columns)
 
     alone = [multiply(path, matrix, Codes(x.codes[t : t + 1], x.scales[t : t + 1]), 1)[0] for t in range(num_tokens)]
 

@@ -21,8 +21,10 @@ LAYERS = (
     "config",
     "packing",
     "safetensors_file",
+    "atomic_file",
     "atomic_folder",
     "model_folder",
+    "dequantized_folder",
     "model_folder_writer",
     "tokenizer",
     "checkpoint",
@@ -36,16 +38,30 @@ LAYERS = (
     "sampling",
     "speculation",
     "threads",
+    "interrupts",
     "sequence",
     "engine",
+    "kv_store",
+    "prefix_transfer",
     "generation",
     "prompts",
+    "conversation",
+    "code_blocks",
     "infill",
+    "attachments",
     "quant",
     "model_store",
+    "conversation",
+    "sessions",
     "answers",
     "runtime",
+    "request_file",
+    "evaluation",
+    "jax_backend",
     "bench",
+    "settings",
+    "question",
+    "templates",
     "cli",
 )
 # Stands beside the order: nothing else imports it.
@@ -93,7 +109,8 @@ def test_every_layer_exists() -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_imports_only_from_above(layer: str) -> None:
     allowed = set(LAYERS[: LAYERS.index(layer) + 1])
-    upward = {file.path: sorted(imported_layers(file) - allowed - {""}) for file in files_of(layer)}
+    # Training stands beside the order; the test below says who may use it.
+    upward = {file.path: sorted(imported_layers(file) - allowed - {"", TRAINING}) for file in files_of(layer)}
     assert not {path: layers for path, layers in upward.items() if layers}
 
 
@@ -107,12 +124,24 @@ def test_quantizer_knows_no_engine() -> None:
         assert imported_layers(file) - {"kernels"} <= allowed, file.path
 
 
-def test_training_uses_only_errors_and_only_its_command_uses_training() -> None:
+def test_training_uses_only_errors_and_the_layers_in_jax_and_only_its_command_uses_training() -> None:
     for file in files_of(TRAINING):
-        assert imported_layers(file) <= {"errors", "languages", "grammars", TRAINING, ""}, file.path
+        assert imported_layers(file) <= {"errors", "languages", "grammars", "jax_backend", TRAINING, ""}, file.path
+        in_jax = {name for name in imported_modules(file) if layer_of(name) == "jax_backend"}
+        assert all(name.startswith("cg_local.jax_backend.layers") for name in in_jax), file.path
     for file in INSTALLED:
         is_allowed = layer_of(str(file.module)) == TRAINING or file.path == "cli/train.py"
         assert is_allowed or TRAINING not in imported_layers(file), file.path
+
+
+def test_jax_is_imported_by_its_own_folders_alone() -> None:
+    """Everything else works without the extra `jax`; a command imports it when it is asked for."""
+    for file in INSTALLED:
+        if layer_of(str(file.module)) not in ("jax_backend", TRAINING):
+            assert not external_imports(file, module_level_only=True) & {"jax", "optax"}, file.path
+            assert not {
+                name for name in imported_modules(file, module_level_only=True) if layer_of(name) == "jax_backend"
+            }, file.path
 
 
 def test_only_the_command_line_imports_the_command_line() -> None:

@@ -42,4 +42,5 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == installed_paths()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cg_local"}
     nano_files = ("README.md", "config.json", "model.safetensors", "tokenizer.model")
-    assert {"cg_local/py.typed", *(f"cg_local/models/nano/{name}" for name in nano_files)} <= names
+    model_files = {f"cg_local/models/{model}/{name}" for model in ("nano", "nano-it") for name in nano_files}
+    assert {"cg_local/py.typed", "cg_local/training/instruction/families/lists.toml", *model_files} <= names

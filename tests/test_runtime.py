@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import cg_local
 from cg_local import SamplingParams, runtime
 from cg_local.config import EngineConfig
+from cg_local.conversation import Conversation, Message
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError, ConfigError, ModelFolderError, PromptError
 from cg_local.generation import stream_text
@@ -195,3 +198,70 @@ def test_every_public_name_can_be_used() -> None:
     assert sorted(cg_local.__all__) == cg_local.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cg_local.nothing  # noqa: B018
+
+
+def test_conversation_computes_only_what_is_new_and_answers_as_a_fresh_model(folder: Path) -> None:
+    conversation, model = Conversation(), runtime.load(folder)
+    conversation.ask("What is a page? " * 8)
+    first = model.chat(conversation, params=LIVELY)
+    assert model.tokenizer.decode(first.token_ids) == first.text
+    conversation.answer(first.text, token_ids=first.token_ids)
+    conversation.ask("And a block table?")
+
+    second = model.chat(conversation, params=LIVELY)
+    # All full pages of the first prompt and answer; the last token chosen was never computed.
+    assert second.cached_tokens == (first.prompt_tokens + first.num_tokens - 1) // 16 * 16
+    assert second.token_ids == runtime.load(folder).chat(conversation, params=LIVELY).token_ids
+
+
+def test_stream_tells_how_much_of_the_prompt_is_computed(model: LocalModel) -> None:
+    conversation = Conversation([Message("user", "What is a page? " * 8)])
+    stream = model.chat(conversation, params=LIVELY, stream=True)
+    done, total = stream.prompt_progress
+    assert done < total
+    piece = next(stream)
+    assert stream.prompt_progress == (total, total)
+    assert stream.text == piece
+    assert model.tokenizer.decode(stream.token_ids).startswith(piece.rstrip("\N{REPLACEMENT CHARACTER}"))
+    stream.close()
+    assert stream.result.stop_reason == "interrupted"
+
+
+def test_prompt_bound_of_a_chat_may_leave_less_room_than_the_tokens_asked_for(model: LocalModel) -> None:
+    params = SamplingParams(max_tokens=5000, temperature=3.0, seed=11)
+    conversation = Conversation([Message("user", "What is a page?")])
+    with pytest.raises(CapacityError, match="max_tokens is 5,000"):
+        model.chat(conversation, params=params)
+    answer = model.chat(conversation, params=params, max_prompt_tokens=900)
+    assert answer.prompt_tokens + answer.num_tokens <= model.max_context
+    with pytest.raises(PromptError, match="the last question needs"):
+        model.chat(conversation, params=params, max_prompt_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "is_chat_model"),
+    [
+        ("plain", None, False),
+        ("named-it", None, False),
+        ("tuned", '{"chat_template": "{{ messages }}"}', True),
+        ("empty", '{"chat_template": ""}', False),
+        ("broken", "{", False),
+    ],
+)
+def test_model_is_for_chat_if_a_chat_template_was_published_with_it(
+    toy_checkpoint: Callable[[str], Path], tmp_path: Path, name: str, template: str | None, is_chat_model: bool
+) -> None:
+    source = shutil.copytree(toy_checkpoint("mqa"), tmp_path / "source")
+    if template is not None:
+        source.joinpath("tokenizer_config.json").write_text(template)
+    cg_local.quant.quantize(source, tmp_path / name, "q8")
+    assert open_model_folder(tmp_path / name).is_chat_model is is_chat_model
+
+
+@pytest.mark.parametrize(
+    ("name", "is_chat_model"), [("codegemma-7b-it-q4", True), ("Some_Instruct", True), ("limit-q4", False)]
+)
+def test_folder_that_records_no_template_tells_by_its_name(folder: Path, name: str, is_chat_model: bool) -> None:
+    opened = open_model_folder(folder)
+    older = {key: value for key, value in opened.metadata.items() if key != "has_chat_template"}
+    assert replace(opened, path=folder.parent / name, metadata=older).is_chat_model is is_chat_model

@@ -181,5 +181,11 @@ def test_imports_of_other_languages_find_their_files(name: str) -> None:
     assert {path: set(targets) for path, targets in graph.items()} == expected
 
 
+def test_relative_import_that_leads_out_of_the_repository_is_none() -> None:
+    assert imports_of("a/b.py", "from ....x import y\nfrom ... import z\n") == []
+    files = {"a/b.py": "from ...x import y\n", "x.py": ""}
+    assert graphs.import_graph(files) == {}
+
+
 def test_file_that_does_not_parse_imports_nothing() -> None:
     assert imports_of("a.py", "import os\ndef (") == []

@@ -28,6 +28,8 @@ from cg_local.kernels.instruction_set import InstructionSet
 from cg_local.kernels.instruction_set_arm import NeonDotprod
 from cg_local.kernels.instruction_set_x86 import Avx512Vnni, AvxVnni
 from cg_local.kernels.llvm_vectors import I8, I32, I64, splat, splat_constant, vector
+from cg_local.kernels.matmul import BLOCK_TOKENS
+from cg_local.kernels.products import FEW_TOKENS
 from cg_local.packing import GROUP, TILE_ROWS, part_layout
 
 # Groups of 32 columns that fit into the panel of a test program.
@@ -55,15 +57,28 @@ def emit_through_panel(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: i
     matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, [*weights, second, codes, *rest, out, half, stride])
 
 
-EMIT: dict[str, Callable[..., None]] = {
+def of_a_block(emit: Callable[..., None], at_most: int) -> Callable[..., None]:
+    """Return a tile's generator for the first tokens of a block; what it takes is how many a block holds."""
+    return lambda builder, isa, tokens, arguments: emit(builder, isa, min(tokens, at_most), tokens, arguments)
+
+
+INTEGER_TILES: dict[str, Callable[..., None]] = {
     "c4g32": matmul_four_bits.emit_c4g32_tile,
-    "c4g32-panel": emit_through_panel,
     "i6g32": matmul_six_bits.emit_i6g32_tile,
     "i8g64": matmul.emit_i8g64_tile,
+}
+EMIT: dict[str, Callable[..., None]] = {
+    **{product: of_a_block(emit, BLOCK_TOKENS) for product, emit in INTEGER_TILES.items()},
+    **{
+        f"{product}-{count}": of_a_block(emit, count)
+        for product, emit in INTEGER_TILES.items()
+        for count in FEW_TOKENS[product]
+    },
+    "c4g32-panel": emit_through_panel,
     "i8g64_int16": int16_activations.emit_i8g64_int16_tile,
     "bf16": matmul.emit_bf16_tile,
 }
-NUM_WEIGHT_PARTS = {"c4g32": 4, "c4g32-panel": 4, "i6g32": 3, "i8g64": 2, "i8g64_int16": 2, "bf16": 1}
+NUM_WEIGHT_PARTS = {"c4g32": 4, "i6g32": 3, "i8g64": 2, "i8g64_int16": 2, "bf16": 1}
 Bytes = NDArray[np.uint8]
 
 
@@ -184,12 +199,13 @@ class Program:
 
 def part_sizes(product: str, num_tokens: int, columns: int) -> tuple[int, ...]:
     """Return the bytes of a tile's operands: the parts of 16 rows, the activations, the output."""
-    layout = part_layout(product.removesuffix("_int16"), (TILE_ROWS, columns)).values()
+    format = product.removesuffix("_int16").partition("-")[0]
+    layout = part_layout(format, (TILE_ROWS, columns)).values()
     weights = (dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout)
     codes, groups = columns * num_tokens, num_tokens * columns // GROUP
     int8 = codes, 4 * groups, 4 * groups
     others = {"bf16": (4 * codes,), "i8g64_int16": (2 * codes, 4 * groups), "c4g32": (*int8, GROUP // 2 * groups)}
-    x = others.get(product, int8)
+    x = others.get(product.partition("-")[0], int8)
     return *weights, *x, 4 * TILE_ROWS * num_tokens
 
 
@@ -296,10 +312,15 @@ class ArmRunner:
 
 
 class TileProducts:
-    """The products of all formats, their tiles run one by one; takes the place of a module of kernels."""
+    """The products of all formats, their tiles run one by one; takes the place of a module of kernels.
 
-    def __init__(self, run: Runner) -> None:
-        self._run = run
+    Args:
+        run: runs a tile.
+        few: how many tokens of each block to multiply, if not all; of `FEW_TOKENS`.
+    """
+
+    def __init__(self, run: Runner, few: int = 0) -> None:
+        self._run, self._few = run, few
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return partial(self._multiply, name.removeprefix("matmul_"))
@@ -315,7 +336,8 @@ class TileProducts:
         if product == "c4g32":
             x = *x, corrections(x[0])
             # Many tokens go through a panel.
-            product = product if num_tokens == 1 else "c4g32-panel"
+            product = product if num_tokens == 1 or self._few else "c4g32-panel"
+        product += f"-{self._few}" if self._few else ""
         for tile in range(len(weights[0])):
             parts = [part if part.ndim == 2 else part[tile] for part in weights]
             for block in range(num_blocks):

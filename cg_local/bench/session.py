@@ -62,7 +62,7 @@ class Plan:
     def max_context(self) -> int:
         """Tokens that one sequence takes at most."""
         needed = [length + 1 for length in self.prefill] + [depth + self.new_tokens + 2 for depth in self.depths]
-        return max([*needed, SHORT_PROMPT + self.new_tokens + max(self.batches, default=0) + 2])
+        return max([*needed, self._tokens_in_batch(max(self.batches, default=0))])
 
     @property
     def num_pages(self) -> int:
@@ -73,19 +73,30 @@ class Plan:
         of_one = -(-(SHORT_PROMPT + self.new_tokens + largest + 1) // page_size)
         return max(-(-self.max_context // page_size), of_one * largest)
 
-    def within(self, limit: int) -> tuple[Plan, tuple[int, ...]]:
+    def within(self, limit: int) -> tuple[Plan, tuple[str, ...]]:
         """Leave out what a model's context does not hold.
 
         Args:
             limit: tokens that the model was trained for.
 
         Returns:
-            The plan, and the lengths and depths that were left out.
+            The plan, and what was left out, by name.
         """
-        prefill = tuple(length for length in self.prefill if length < limit)
-        depths = tuple(depth for depth in self.depths if depth + self.new_tokens + 2 <= limit)
-        left_out = {*self.prefill, *self.depths} - {*prefill, *depths}
-        return replace(self, prefill=prefill, depths=depths), tuple(sorted(left_out))
+        fitting = replace(
+            self,
+            prefill=tuple(length for length in self.prefill if length < limit),
+            depths=tuple(depth for depth in self.depths if depth + self.new_tokens + 2 <= limit),
+            batches=tuple(size for size in self.batches if self._tokens_in_batch(size) <= limit),
+        )
+        return fitting, (
+            *(f"prompt of {length:,}" for length in self.prefill if length not in fitting.prefill),
+            *(f"{self.new_tokens} tokens after {depth:,}" for depth in self.depths if depth not in fitting.depths),
+            *(f"{size} sequences" for size in self.batches if size not in fitting.batches),
+        )
+
+    def _tokens_in_batch(self, size: int) -> int:
+        """Tokens of the first sequence of a batch: they start one step after the other, timed when all have started."""
+        return SHORT_PROMPT + self.new_tokens + size + 2
 
 
 class Session:

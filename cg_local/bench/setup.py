@@ -88,10 +88,8 @@ def prepared(
     plan, left_out = plan.within(folder.config.max_position_embeddings)
     notices = []
     if left_out:
-        lengths = ", ".join(f"{length:,}" for length in left_out)
-        notices.append(
-            f"{found.name} was trained for {folder.config.max_position_embeddings:,} tokens: {lengths} left out"
-        )
+        limit = folder.config.max_position_embeddings
+        notices.append(f"{found.name} was trained for {limit:,} tokens; left out: {', '.join(left_out)}")
     with ExitStack() as stack:
         engines: list[MeasuredEngine] = [OwnEngine(path)]
         stack.callback(engines[0].close)

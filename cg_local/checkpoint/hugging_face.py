@@ -9,6 +9,7 @@ a copy of the embedding as lm_head.weight, which some published files (google/co
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ class Checkpoint:
         tokenizer_path: tokenizer.model, or None where the folder has none.
         source_files: every file that belongs to the checkpoint, config.json first.
         has_separate_head: whether lm_head.weight is stored and differs from the embedding.
+        has_chat_template: whether a chat template is published with the weights: they are tuned for chat.
         notices: one-line things that a user should be told.
         tensor_names: in the order of config.tensor_shapes(), then lm_head.weight if has_separate_head.
     """
@@ -57,6 +59,7 @@ class Checkpoint:
         self.tokenizer_path = tokenizer if tokenizer.is_file() else None
         paths = (path / "config.json", *weight_paths, self.tokenizer_path)
         self.source_files: tuple[Path, ...] = tuple(file for file in paths if file is not None)
+        self.has_chat_template = _has_chat_template(path)
         self._check_tensors()
         self.has_separate_head = HEAD_NAME in self._files and self._head_differs()
         self.notices = self._make_notices()
@@ -201,3 +204,18 @@ def _decode(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return float32_from_bfloat16(data.view("<u2"))
     return data.view("<f2" if dtype == "F16" else "<f4").astype(np.float32, copy=False)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether tokenizer_config.json or a file of its own holds one; what cannot be read counts as none.
+
+    Source: transformers, tokenization_utils_base.py (chat_template of tokenizer_config.json, chat_template.jinja);
+    Google's base models come without, the instruction-tuned ones with it.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        values = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and bool(values.get("chat_template"))

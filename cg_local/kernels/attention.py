@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, types
+from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
-from cg_local.kernels.activations import exp32
 from cg_local.kernels.bits import INNER
 from cg_local.kernels.pages import (
     IS_RICH,
@@ -30,7 +30,23 @@ from cg_local.kernels.pages import (
     widen_keys,
     widen_values,
 )
-from cg_local.kernels.tile_product import TILE_COLUMNS, make_line_peak, make_line_weights, make_tile_product
+from cg_local.kernels.partition_sums import (
+    LOWEST,
+    clear_sums,
+    empty_sums,
+    join_partition,
+    join_partitions,
+    scatter_results,
+)
+from cg_local.kernels.tile_product import (
+    BLOCK_STEPS,
+    TILE_COLUMNS,
+    lines_ahead,
+    make_line_peak,
+    make_line_weights,
+    make_tile_product,
+)
+from cg_local.kernels.workers import WORKER, load_arguments, pack, run_workers, take, worker_address
 
 Floats = NDArray[np.float32]
 
@@ -43,8 +59,8 @@ _MANY_ROWS = {4: 6 if IS_RICH else 2, 8: 6, 16: 12}[LANES]
 _FEW_ROWS = 4
 # Up to so many rows K and V are taken page by page, as they come from memory; widening them first does not pay.
 _PAGEWISE_ROWS = 24
-_LOWEST = np.float32(-1e30)
-_ZERO = np.float32(0)
+# Bytes that a tile of one row, and of a few, asks for ahead in each step.
+_AHEAD_OF_ONE, _AHEAD_OF_FEW = (64 * lines_ahead(rows) // BLOCK_STEPS for rows in (1, _FEW_ROWS))
 
 _many, _few, _one = (make_tile_product(LANES, IS_RICH, rows, "float32") for rows in (_MANY_ROWS, _FEW_ROWS, 1))
 _few_half, _one_half = (make_tile_product(LANES, IS_RICH, rows, "float16") for rows in (_FEW_ROWS, 1))
@@ -96,9 +112,9 @@ def score_keys(queries, positions, keys, block_table, kv_head, start, stop, scra
         if not is_direct:
             widen_keys(keys, head_dim, source, stride, scales, panel)
             source, stride = panel.ctypes.data, TILE_COLUMNS
-        following, ahead = first + TILE_COLUMNS, 0
+        following, ahead = first + TILE_COLUMNS, source
         if is_direct and following < stop and keys.shape[3] % TILE_COLUMNS == 0:
-            ahead = key_tile(keys, block_table, kv_head, following, stop, joined)[0] - source
+            ahead = key_tile(keys, block_table, kv_head, following, stop, joined)[0]
         row = 0
         while row < rows:
             count = rows_of_tile(rows, row, size)
@@ -106,6 +122,7 @@ def score_keys(queries, positions, keys, block_table, kv_head, start, stop, scra
                 a = queries.ctypes.data + 4 * row * head_dim
                 c = scores.ctypes.data + 4 * (row * PARTITION + first - start)
                 multiply(count, size, a, head_dim, source, stride, head_dim, c, PARTITION, 0, ahead)
+            ahead += head_dim * (_AHEAD_OF_ONE if count == 1 else _AHEAD_OF_FEW)
             row += count
 
 
@@ -119,7 +136,7 @@ def weigh_scores(scores, positions, start, stop, peak, mass):
     for row in range(scores.shape[0]):
         line = scores.ctypes.data + 4 * row * PARTITION
         seen = min(stop, positions[row] + 1) - start
-        peak[row] = _line_peak(line, seen, _LOWEST) if seen > 0 else _LOWEST
+        peak[row] = _line_peak(line, seen, LOWEST) if seen > 0 else LOWEST
         mass[row] = _line_weights(line, seen, stop - start, peak[row])
 
 
@@ -158,11 +175,11 @@ def add_values_by_pages(scores, values, head_dim, block_table, kv_head, start, s
     size = element_bytes(values)
     is_direct = page_size % TILE_COLUMNS == 0 and (size == 4 or (size == 2 and IS_RICH))
     for first in range(start, stop, TILE_COLUMNS):
-        end, ahead = min(stop, first + TILE_COLUMNS), 0
+        end, ahead = min(stop, first + TILE_COLUMNS), panel.ctypes.data
         if is_direct:
             source, stride = values.ctypes.data + value_offset(values, block_table, kv_head, first), line_length
             if end < stop:
-                ahead = values.ctypes.data + value_offset(values, block_table, kv_head, end) - source
+                ahead = values.ctypes.data + value_offset(values, block_table, kv_head, end)
         else:
             widen_values(values, head_dim, block_table, kv_head, first, end, 0, columns, panel)
             source, stride, size = panel.ctypes.data, columns, 4
@@ -174,6 +191,7 @@ def add_values_by_pages(scores, values, head_dim, block_table, kv_head, start, s
                 c = total.ctypes.data + 4 * (row * columns + column)
                 b = source + column * size
                 multiply(count, size, a, PARTITION, b, stride, end - first, c, columns, int(first > start), ahead)
+                ahead += (end - first) * (_AHEAD_OF_ONE if count == 1 else _AHEAD_OF_FEW)
                 row += count
 
 
@@ -215,18 +233,6 @@ def padded_columns(head_dim):
 
 
 @njit(**INNER)
-def join_partition(peak, mass, total, all_peak, all_mass, all_total):
-    """Join one partition's result into that of the partitions before it; arrays as in `attend_partition`."""
-    for row in range(peak.shape[0]):
-        highest = max(peak[row], all_peak[row])
-        old, new = exp32(all_peak[row] - highest), exp32(peak[row] - highest)
-        all_mass[row] = all_mass[row] * old + mass[row] * new
-        for i in range(total.shape[1]):
-            all_total[row, i] = all_total[row, i] * old + total[row, i] * new
-        all_peak[row] = highest
-
-
-@njit(**INNER)
 def gather_queries(q, kv_head, group_heads, first_token, first_position, scale, queries, positions):
     """Collect the query rows of some tokens and one KV head's group of heads, scaled."""
     for row in range(queries.shape[0]):
@@ -236,84 +242,62 @@ def gather_queries(q, kv_head, group_heads, first_token, first_position, scale, 
             queries[row, i] = q[token, head, i] * scale
 
 
-@njit(**INNER)
-def scatter_results(mass, total, kv_head, group_heads, first_token, head_dim, out):
-    """Write total / mass of each row to its token and head of out."""
-    for row in range(mass.shape[0]):
-        token, head = first_token + row // group_heads, kv_head * group_heads + row % group_heads
-        inverse = np.float32(1) / mass[row]
-        for i in range(head_dim):
-            out[token, head * head_dim + i] = total[row, i] * inverse
-
-
-@njit(**INNER)
-def clear_sums(peak, mass, total):
-    """Make of three arrays the sums over no token at all."""
-    for row in range(peak.shape[0]):
-        peak[row], mass[row] = _LOWEST, _ZERO
-        for i in range(total.shape[1]):
-            total[row, i] = _ZERO
-
-
-@njit(**INNER)
-def attend_unit(q, keys, values, block_table, first_position, scale, kv_head, first, count, slot, sums, out):
-    """Attention of `count` tokens from `first` and one KV head, over one partition or the whole context.
+@njit(**WORKER)
+def attend_units(pointer, worker):
+    """Take blocks of tokens, or partitions of the context, from the common counter until it has run out.
 
     Args:
-        slot: the partition, whose result goes to that place in `sums`; -1: walk over all of them and write to `out`.
-        kv_head: whose K and V; first, count: which tokens.
-        sums: for spread work, peak, mass and total of all KV heads and partitions, each as in `attend_partition`.
-        q, keys, values, block_table, first_position, scale, out: as in `attend`.
+        pointer: of the arguments of `attend`, the common counter, and the sums of spread work, as `attend` packs them.
+        worker: not needed, whoever comes takes the next unit.
     """
-    head_dim, group_heads = q.shape[2], q.shape[1] // keys.shape[1]
-    rows, columns = count * group_heads, padded_columns(head_dim)
-    queries, positions = np.empty((rows, head_dim), np.float32), np.empty(rows, np.int64)
-    gather_queries(q, kv_head, group_heads, first, first_position, scale, queries, positions)
-    scores, scratch = np.empty((rows, PARTITION), np.float32), scratch_of(keys, values)
-    peak, mass, total = empty_sums(rows, columns)
-    all_peak, all_mass, all_total = empty_sums(rows, columns)
-    begin, end = 0, first_position + first + count
-    if slot >= 0:
-        peak, mass, total = sums[0][kv_head, slot], sums[1][kv_head, slot], sums[2][kv_head, slot]
-        begin = slot * PARTITION
-        end = min(end, begin + PARTITION)
-    else:
-        clear_sums(all_peak, all_mass, all_total)
-    for start in range(begin, end, PARTITION):
-        attend_partition(
-            queries, positions, keys, values, block_table, kv_head, start, min(end, start + PARTITION),
-            scores, scratch, peak, mass, total,
-        )  # fmt: skip
-        if slot < 0:
-            join_partition(peak, mass, total, all_peak, all_mass, all_total)
-    if slot < 0:
-        scatter_results(all_mass, all_total, kv_head, group_heads, first, head_dim, out)
+    q, keys, values, block_table, first_position, scale, block_tokens, is_spread, out, counter, sums = load_arguments(
+        pointer
+    )
+    num_tokens, head_dim, num_kv_heads = q.shape[0], q.shape[2], keys.shape[1]
+    group_heads, columns = q.shape[1] // num_kv_heads, padded_columns(head_dim)
+    most_rows = min(block_tokens, num_tokens) * group_heads
+    # Made once for all units: an allocator may take memory from the system and give it back each time.
+    all_queries, all_positions = np.empty((most_rows, head_dim), np.float32), np.empty(most_rows, np.int64)
+    all_scores, scratch = np.empty((most_rows, PARTITION), np.float32), scratch_of(keys, values)
+    own_sums, joined_sums = empty_sums(most_rows, columns), empty_sums(most_rows, columns)
+    num_blocks = (num_tokens + block_tokens - 1) // block_tokens
+    num_units = num_kv_heads * (sums[0].shape[1] if is_spread else num_blocks)
+    while True:
+        unit = take(counter.ctypes.data, 1)
+        if unit >= num_units:
+            break
+        nth, kv_head = unit // num_kv_heads, unit % num_kv_heads
+        # Late blocks see more of the context: the longest first, so that no thread ends long after the others.
+        first = 0 if is_spread else (num_blocks - 1 - nth) * block_tokens
+        rows = min(block_tokens, num_tokens - first) * group_heads
+        queries, positions, scores = all_queries[:rows], all_positions[:rows], all_scores[:rows]
+        gather_queries(q, kv_head, group_heads, first, first_position, scale, queries, positions)
+        peak, mass, total = own_sums[0][:rows], own_sums[1][:rows], own_sums[2][:rows]
+        all_peak, all_mass, all_total = joined_sums[0][:rows], joined_sums[1][:rows], joined_sums[2][:rows]
+        begin, end = 0, positions[rows - 1] + 1
+        if is_spread:
+            peak, mass, total = sums[0][kv_head, nth], sums[1][kv_head, nth], sums[2][kv_head, nth]
+            begin = nth * PARTITION
+            end = min(end, begin + PARTITION)
+        else:
+            clear_sums(all_peak, all_mass, all_total)
+        for start in range(begin, end, PARTITION):
+            attend_partition(
+                queries, positions, keys, values, block_table, kv_head, start, min(end, start + PARTITION),
+                scores, scratch, peak, mass, total,
+            )  # fmt: skip
+            if not is_spread:
+                join_partition(peak, mass, total, all_peak, all_mass, all_total)
+        if not is_spread:
+            scatter_results(all_mass, all_total, kv_head, group_heads, first, head_dim, out)
 
 
-@njit(**INNER)
-def empty_sums(rows, columns):
-    """Return room for peak, mass and total."""
-    return np.empty(rows, np.float32), np.empty(rows, np.float32), np.empty((rows, columns), np.float32)
-
-
-@njit(**INNER)
-def join_partitions(sums, group_heads, head_dim, out):
-    """Join the partitions of spread work, in order, into out."""
-    num_kv_heads, num_partitions, rows, columns = sums[2].shape
-    all_peak, all_mass, all_total = empty_sums(rows, columns)
-    for kv_head in range(num_kv_heads):
-        clear_sums(all_peak, all_mass, all_total)
-        for slot in range(num_partitions):
-            peak, mass, total = sums[0][kv_head, slot], sums[1][kv_head, slot], sums[2][kv_head, slot]
-            join_partition(peak, mass, total, all_peak, all_mass, all_total)
-        scatter_results(all_mass, all_total, kv_head, group_heads, 0, head_dim, out)
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def attend(q, keys, values, block_table, first_position, scale, is_spread, out):
+@njit(nogil=True, cache=True, error_model="numpy")
+def attend(address, num_workers, q, keys, values, block_table, first_position, scale, is_spread, out):
     """Causal attention of a run of new tokens of one sequence, whose K and V are already in the pages.
 
     Args:
+        address: of `attend_units`, compiled for the type of K and V; num_workers: how many of it may run at once.
         q: float32 [num_tokens, num_heads, head_dim], rotated.
         keys, values: one layer's pages; block_table: int32, the sequence's pages.
         first_position: position of the first token; scale: float32, 1 / sqrt(head_dim).
@@ -323,33 +307,54 @@ def attend(q, keys, values, block_table, first_position, scale, is_spread, out):
     num_tokens, num_kv_heads = q.shape[0], keys.shape[1]
     group_heads = q.shape[1] // num_kv_heads
     block_tokens = num_tokens if is_spread else max(1, _BLOCK_ROWS // group_heads)
-    num_blocks = (num_tokens + block_tokens - 1) // block_tokens
     num_slots = (first_position + num_tokens + PARTITION - 1) // PARTITION if is_spread else 0
     shape = num_kv_heads, num_slots, num_tokens * group_heads
     columns = padded_columns(q.shape[2])
     sums = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, columns), np.float32)
-    num_units = num_kv_heads * (num_slots if is_spread else num_blocks)
-    for unit in prange(num_units):
-        nth, kv_head = unit // num_kv_heads, unit % num_kv_heads
-        # Late blocks see more context: pairing the first with the last gives threads equal shares.
-        block = nth // 2 if nth % 2 == 0 else num_blocks - 1 - nth // 2
-        first = 0 if is_spread else block * block_tokens
-        slot = nth if is_spread else -1
-        count = min(block_tokens, num_tokens - first)
-        attend_unit(q, keys, values, block_table, first_position, scale, kv_head, first, count, slot, sums, out)
+    num_units = num_kv_heads * (num_slots if is_spread else (num_tokens + block_tokens - 1) // block_tokens)
+    counter = np.empty(1, np.int64)
+    counter[0] = 0
+    packed = q, keys, values, block_table, first_position, scale, block_tokens, is_spread, out, counter, sums
+    run_workers(address, pack(packed), min(num_units, num_workers))
     if is_spread:
         join_partitions(sums, group_heads, q.shape[2], out)
+    # Numba gives memory back after the last line that names it.
+    return counter[0] + sums[0].size
+
+
+def attend_address(stored: np.dtype[Any]) -> int:
+    """Return the address of `attend_units` for pages whose elements are `stored`."""
+    address = _addresses.get(stored)
+    if address is None:
+        pages = types.Array(from_dtype(stored), 4, "C")
+        floats = {ndim: types.Array(types.float32, ndim, "C") for ndim in (2, 3, 4)}
+        sums = types.Tuple((floats[3], floats[3], floats[4]))
+        table, counter = types.Array(types.int32, 1, "C"), types.Array(types.int64, 1, "C")
+        arguments = (
+            floats[3], pages, pages, table, types.int64, types.float32, types.int64, types.boolean, floats[2], counter,
+            sums,
+        )  # fmt: skip
+        address = _addresses[stored] = worker_address(attend_units, arguments)
+    return address
+
+
+_addresses: dict[Any, int] = {}
 
 
 def attend_prefill(
     q: Floats, keys: Any, values: Any, block_table: Any, first_position: int, scale: np.float32, out: Floats
 ) -> None:
     """`attend` for many tokens: their blocks run in parallel."""
-    attend(q, keys, values, block_table, first_position, scale, False, out)
+    # A product whose rows fill no whole tile leaves padding between tokens.
+    address, num_workers = attend_address(keys.dtype), get_num_threads()
+    queries = np.ascontiguousarray(q)
+    attend(address, num_workers, queries, keys, values, block_table, first_position, scale, False, out)
 
 
 def attend_decode(
     q: Floats, keys: Any, values: Any, block_table: Any, first_position: int, scale: np.float32, out: Floats
 ) -> None:
     """`attend` for one or a few tokens: the partitions of a long context run in parallel."""
-    attend(q, keys, values, block_table, first_position, scale, True, out)
+    address, num_workers = attend_address(keys.dtype), get_num_threads()
+    queries = np.ascontiguousarray(q)
+    attend(address, num_workers, queries, keys, values, block_table, first_position, scale, True, out)

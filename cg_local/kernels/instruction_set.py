@@ -76,6 +76,9 @@ class PairProducts(InstructionSet, Protocol):
     def pair(self, builder: ir.IRBuilder, scales: ir.Value) -> ir.Value:
         """Return each int32 lane's value -127..127 twice, as int16: the last operand of `dot_corrected`."""
 
+    def in_order(self, builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
+        """Return the values; what is computed from one of them is computed after all of them."""
+
     def dot_corrected(
         self,
         builder: ir.IRBuilder,

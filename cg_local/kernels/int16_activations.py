@@ -78,18 +78,27 @@ def emit_i8g64_int16_tile(
     emit = TileBuilder(isa, num_tokens, builder)
     b = builder
 
+    def line(lines: ir.Value, group_codes: ir.Value, dots: list[Any]) -> list[Any]:
+        dots = list(dots)
+        for part in range(emit.parts):
+            weights = isa.word_weights(b, emit.load(lines, 4 * emit.rows * part, emit.ints, 1))
+            for token in range(num_tokens):
+                at = token * emit.parts + part
+                pairs = _pair(emit, group_codes, token, 0), _pair(emit, group_codes, token, 2)
+                dots[at] = isa.word_dot(b, dots[at], weights, pairs)
+        return dots
+
     def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         lines = b.add(codes, emit.times(index, _CODE_BYTES))
         group_codes = b.add(x_codes, emit.times(index, 2 * GROUP * num_tokens))
         dots: list[Any] = [isa.word_zero()] * (num_tokens * emit.parts)
         emit.prefetch(lines, _CODE_BYTES)
-        for line in range(GROUP // 4):
-            for part in range(emit.parts):
-                weights = isa.word_weights(b, emit.load(lines, 64 * line + 4 * emit.rows * part, emit.ints, 1))
-                for token in range(num_tokens):
-                    at = token * emit.parts + part
-                    pairs = _pair(emit, group_codes, token, 4 * line), _pair(emit, group_codes, token, 4 * line + 2)
-                    dots[at] = isa.word_dot(b, dots[at], weights, pairs)
+        dots = emit.in_steps(
+            GROUP // 4,
+            2,
+            dots,
+            lambda at, dots: line(b.add(lines, emit.times(at, 64)), b.add(group_codes, emit.times(at, 8)), dots),
+        )
         scale_group = b.udiv(index, ir.Constant(I64, INT8_GROUP // GROUP))
         weight_scales = emit.half_scales(scales, emit.times(scale_group, _SCALE_BYTES))
         totals = [isa.word_sum(b, total) for total in dots]

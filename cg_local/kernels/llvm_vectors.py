@@ -1,14 +1,18 @@
 """LLVM's vector types and the few vector operations that every generator of kernels needs.
 
-This file owns names for types, constants, copies of a scalar, and calls of LLVM intrinsics. It knows no processor.
-Invariant: nothing here depends on the machine that runs it.
+This file owns names for types, constants, copies of a scalar, loops, and calls of LLVM intrinsics. It knows no
+processor. Invariant: nothing here depends on the machine that runs it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+LoopBody = Callable[[ir.Value, list[ir.Value]], list[ir.Value]]
 
 
 def vector(element: ir.Type, count: int) -> ir.VectorType:
@@ -35,3 +39,30 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, *operands: ir.Value)
     if function is None:
         function = ir.Function(builder.module, ir.FunctionType(result, [operand.type for operand in operands]), name)
     return builder.call(function, operands)
+
+
+def loop(
+    builder: ir.IRBuilder, first: ir.Value, stop: ir.Value, step: int, carried: list[ir.Value], body: LoopBody
+) -> list[ir.Value]:
+    """Run body(index, carried) -> carried for index first, first + step, ... below stop; return the last carried."""
+    entry, block, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.cbranch(builder.icmp_signed("<", first, stop), block, end)
+    builder.position_at_end(block)
+    index = builder.phi(I64)
+    index.add_incoming(first, entry)
+    phis = [builder.phi(value.type) for value in carried]
+    for phi, value in zip(phis, carried, strict=True):
+        phi.add_incoming(value, entry)
+    results = body(index, phis)
+    following = builder.add(index, ir.Constant(I64, step))
+    index.add_incoming(following, builder.block)
+    for phi, value in zip(phis, results, strict=True):
+        phi.add_incoming(value, builder.block)
+    last = builder.block
+    builder.cbranch(builder.icmp_signed("<", following, stop), block, end)
+    builder.position_at_end(end)
+    merged = [builder.phi(value.type) for value in carried]
+    for phi, value, result in zip(merged, carried, results, strict=True):
+        phi.add_incoming(value, entry)
+        phi.add_incoming(result, last)
+    return merged

@@ -34,21 +34,42 @@ INSTRUCTION_SET = select_instruction_set()
 
 # Bytes of one tile and one group of 32 columns.
 _I8_CODE_BYTES, _I8_SCALE_BYTES = TILE_ROWS * GROUP, 2 * TILE_ROWS
-# How far a decode kernel asks ahead in its stream of codes.
-PREFETCH_BYTES = 1024
+# How far a decode kernel asks ahead in its stream of codes: what two threads read while memory answers, and a page.
+PREFETCH_BYTES = 4096
 
 
 class TileBuilder:
-    """Emits the machine code of one tile: TILE_ROWS rows times `num_tokens` tokens over all input columns.
+    """Emits the machine code of one tile: TILE_ROWS rows times the first tokens of a block over all input columns.
 
     Rows lie across the lanes of `parts` registers. Float sums live in the block's phi nodes, one per token and part.
+
+    Args:
+        instruction_set: to emit.
+        num_tokens: to multiply, the first of a block.
+        builder: where to emit.
+        block_tokens: T of the activations' layout; num_tokens unless given.
     """
 
-    def __init__(self, instruction_set: InstructionSet, num_tokens: int, builder: ir.IRBuilder) -> None:
+    def __init__(
+        self, instruction_set: InstructionSet, num_tokens: int, builder: ir.IRBuilder, block_tokens: int = 0
+    ) -> None:
         self.isa, self.num_tokens, self.b = instruction_set, num_tokens, builder
+        self.block_tokens = block_tokens or num_tokens
         self.rows = instruction_set.register_rows
         self.parts = TILE_ROWS // self.rows
         self.ints, self.floats = vector(I32, self.rows), vector(F32, self.rows)
+        self._align_stack()
+
+    def _align_stack(self) -> None:
+        """Make LLVM keep spilled registers at addresses that are multiples of their size.
+
+        It decides so before it knows of spills, and else takes what alignment the caller left: a register that lies in
+        two cache lines makes a tile half as slow again, in one process and not in the next.
+        """
+        with self.b.goto_entry_block():
+            aligned = self.b.alloca(self.floats)
+            aligned.align = 4 * self.rows
+            self.b.asm(ir.FunctionType(ir.VoidType(), [aligned.type]), "", "r", [aligned], True)
 
     def pointer(self, address: ir.Value, offset: ir.Value | int, element: ir.Type) -> ir.Value:
         """Return address + offset bytes as a pointer to `element`."""
@@ -82,6 +103,23 @@ class TileBuilder:
         b.cbranch(b.icmp_unsigned("<", following, count), block, end)
         b.position_at_end(end)
         return list(results)
+
+    def in_steps(self, count: int, length: int, carried: list[Any], body: Any) -> list[Any]:
+        """Run body(index, carried) -> carried for index 0..count-1, `length` of them after each test of a loop.
+
+        Unrolled for one token and where a dot product is one instruction. Elsewhere LLVM would reorder a whole group
+        token by token and run out of registers; it would unroll the loop too, if it could see how long it is.
+        """
+
+        def several(first: ir.Value, carried: list[Any], number: int) -> list[Any]:
+            for index in range(number):
+                carried = body(self.b.add(first, ir.Constant(I64, index)), carried)
+            return list(carried)
+
+        if self.num_tokens == 1 or not self.isa.folds_scales:
+            return several(ir.Constant(I64, 0), carried, count)
+        hidden = self.b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [ir.Constant(I64, count // length)], False)
+        return self.loop(hidden, carried, lambda index, values: several(self.times(index, length), values, length))
 
     def prefetch(self, address: ir.Value, num_bytes: int, line: ir.Value | int = 0) -> None:
         """Ask for bytes of a weight stream PREFETCH_BYTES ahead of 64-byte `line`."""
@@ -156,29 +194,40 @@ class TileBuilder:
                 self.b.store(sums[token * self.parts + part], self.pointer(out, offset, self.floats), align=4)
 
 
-def emit_i8g64_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+def emit_i8g64_tile(
+    builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, block_tokens: int, arguments: list[ir.Value]
+) -> None:
     """Emit one i8g64 tile.
 
     The arguments are addresses (intp) of codes, scales, activation codes, scales and sums, and of the output,
     then the number of groups of 32 columns and the output's stride in floats between tokens.
     """
     codes, scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
-    emit = TileBuilder(isa, num_tokens, builder)
+    emit = TileBuilder(isa, num_tokens, builder, block_tokens)
     b = builder
+
+    def line(lines: ir.Value, group_codes: ir.Value, dots: list[ir.Value]) -> list[ir.Value]:
+        dots = list(dots)
+        loaded = [emit.load(lines, 4 * emit.rows * part, emit.ints, 1) for part in range(emit.parts)]
+        weights = [isa.signed_weights(b, values) for values in loaded]
+        for token in range(num_tokens):
+            lane = emit.code_lane(group_codes, token, 0)
+            for part in range(emit.parts):
+                at = token * emit.parts + part
+                dots[at] = isa.signed_dot(b, dots[at], weights[part], lane)
+        return dots
 
     def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         lines = b.add(codes, emit.times(index, _I8_CODE_BYTES))
-        group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
-        first = emit.times(index, num_tokens)
-        dots = emit.starts(x_sums, first, isa.signed_offset)
+        group_codes = b.add(x_codes, emit.times(index, GROUP * block_tokens))
+        first = emit.times(index, block_tokens)
         emit.prefetch(lines, _I8_CODE_BYTES)
-        for line in range(GROUP // 4):
-            for part in range(emit.parts):
-                offset = 64 * line + 4 * emit.rows * part
-                weights = isa.signed_weights(b, emit.load(lines, offset, emit.ints, 1))
-                for token in range(num_tokens):
-                    at = token * emit.parts + part
-                    dots[at] = isa.signed_dot(b, dots[at], weights, emit.code_lane(group_codes, token, 4 * line))
+        dots = emit.in_steps(
+            GROUP // 4,
+            2,
+            emit.starts(x_sums, first, isa.signed_offset),
+            lambda at, dots: line(b.add(lines, emit.times(at, 64)), b.add(group_codes, emit.times(at, 4)), dots),
+        )
         scale_group = b.udiv(index, ir.Constant(I64, INT8_GROUP // GROUP))
         weight_scales = emit.half_scales(scales, emit.times(scale_group, _I8_SCALE_BYTES))
         return emit.accumulate(sums, dots, weight_scales, x_scales, first)
@@ -186,13 +235,13 @@ def emit_i8g64_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int,
     emit.store(emit.loop(groups, emit.zeros(), group), out, stride)
 
 
-def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of `emit_i8g64_tile`."""
+def make_i8g64_tile(instruction_set: InstructionSet, num_tokens: int, block_tokens: int) -> Any:
+    """Return the intrinsic of `emit_i8g64_tile`; num_tokens and block_tokens as in `TileBuilder`."""
 
     @intrinsic
     def tile(typing_context, codes, scales, x_codes, x_scales, x_sums, out, groups, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_i8g64_tile(builder, instruction_set, num_tokens, arguments)
+            emit_i8g64_tile(builder, instruction_set, num_tokens, block_tokens, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 8), generate

@@ -3,8 +3,8 @@
 This file owns how nibbles become codebook values and where they are kept. The activations, the loops and the registers
 are those of `matmul.py`. Invariant: that of `matmul.py`; one token and many give the same bits.
 
-For one token the nibbles are looked up where they are used. For many, a panel of PANEL_COLUMNS columns of a tile is
-looked up once, into memory that stays in the first-level cache, and multiplied by all blocks of tokens from there.
+For one to three tokens the nibbles are looked up where they are used. For full blocks, a panel of PANEL_COLUMNS columns
+of a tile is looked up once, into memory that stays in the first-level cache, and multiplied by all of them from there.
 
 Values are unsigned (stored + 64). Where the instruction set has 16-bit pairs only (AVX2), two sums of pairs are
 added before they are widened: their true value fits, as 4 * 63 * 127 = 32004 < 2**15, while the offset's share does
@@ -54,8 +54,8 @@ class FourBits:
     def group(self, index: ir.Value, sums: list[ir.Value], address: ir.Value, values: Values) -> list[ir.Value]:
         """Add one group of 32 columns to the float sums; address: where the group's codes or values begin."""
         emit, isa, b = self.emit, self.isa, self.emit.b
-        codes = b.add(self.x_codes, emit.times(index, GROUP * emit.num_tokens))
-        first = emit.times(index, emit.num_tokens)
+        codes = b.add(self.x_codes, emit.times(index, GROUP * emit.block_tokens))
+        first = emit.times(index, emit.block_tokens)
         scale_bytes = b.add(self.scales, emit.times(index, _SCALE_BYTES))
         loaded = [emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1) for part in range(emit.parts)]
         scales = [b.sext(scale, emit.ints) for scale in loaded]
@@ -103,13 +103,11 @@ class FourBits:
                     results[at] = isa.dot_corrected(b, dots[at], weights[part], signed, correction, pairs[part])
             return results
 
-        def two_lines(index: ir.Value, dots: list[ir.Value]) -> list[ir.Value]:
-            first = emit.times(index, 2)
-            return line(b.add(first, ir.Constant(I64, 1)), line(first, dots))
-
-        # Not unrolled further: LLVM would reorder a whole group token by token and run out of registers.
-        zeros = [splat_constant(emit.ints, 0)] * (emit.num_tokens * emit.parts)
-        return emit.loop(ir.Constant(I64, _LINES // 2), zeros, two_lines)
+        dots = [splat_constant(emit.ints, 0)] * (emit.num_tokens * emit.parts)
+        for index in range(_LINES):
+            # Else LLVM would reorder a whole group token by token and run out of registers.
+            dots = isa.in_order(b, line(ir.Constant(I64, index), dots))
+        return dots
 
     def sums(self, groups: ir.Value, totals: list[ir.Value], group_bytes: int, start: ir.Value, values: Values) -> Any:
         """Run over `groups` groups, a multiple of 8, whose codes or values begin at `start`; return the new totals."""
@@ -143,7 +141,9 @@ def looked_up(emit: TileBuilder, isa: InstructionSet, table: ir.Value) -> Values
     return values
 
 
-def emit_c4g32_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+def emit_c4g32_tile(
+    builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, block_tokens: int, arguments: list[ir.Value]
+) -> None:
     """Emit one c4g32 tile whose nibbles are looked up where they are used.
 
     The arguments are addresses (intp) of codes, scales, super_scales, codebook, activation codes, scales, sums and
@@ -151,7 +151,7 @@ def emit_c4g32_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int,
     tokens.
     """
     codes, scales, super_scales, codebook, *x, out, groups, stride = arguments
-    emit = TileBuilder(isa, num_tokens, builder)
+    emit = TileBuilder(isa, num_tokens, builder, block_tokens)
     lookup = looked_up(emit, isa, emit.load(codebook, 0, emit.ints, 1))
 
     def values(address: ir.Value, line: ir.Value | int, part: int) -> tuple[ir.Value, ir.Value]:
@@ -215,15 +215,15 @@ def emit_c4g32_panel_tile(
     emit.store(tile.sums(groups, totals, _LINES * _PANEL_LINE, panel, values), out, stride)
 
 
-def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of `emit_c4g32_tile`."""
+def make_c4g32_tile(instruction_set: InstructionSet, num_tokens: int, block_tokens: int) -> Any:
+    """Return the intrinsic of `emit_c4g32_tile`; num_tokens and block_tokens as in `TileBuilder`."""
 
     @intrinsic
     def tile(
         typing_context, codes, scales, supers, codebook, x_codes, x_scales, x_sums, x_corrections, out, groups, stride
     ):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_c4g32_tile(builder, instruction_set, num_tokens, arguments)
+            emit_c4g32_tile(builder, instruction_set, num_tokens, block_tokens, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 11), generate

@@ -51,32 +51,46 @@ def six_bits(emit: TileBuilder, lines: ir.Value, part: int) -> list[ir.Value]:
     ]
 
 
-def emit_i6g32_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
+def emit_i6g32_tile(
+    builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, block_tokens: int, arguments: list[ir.Value]
+) -> None:
     """Emit one i6g32 tile.
 
     The arguments are addresses (intp) of codes, scales, super_scales, activation codes, scales and sums, and of the
     output, then the number of groups of 32 columns and the output's stride in floats between tokens.
     """
     codes, scales, super_scales, x_codes, x_scales, x_sums, out, groups, stride = arguments
-    emit = TileBuilder(isa, num_tokens, builder)
+    emit = TileBuilder(isa, num_tokens, builder, block_tokens)
     b = builder
+
+    def lines(address: ir.Value, codes: ir.Value, dots: list[ir.Value]) -> list[ir.Value]:
+        dots = list(dots)
+        for part in range(emit.parts):
+            weights = six_bits(emit, address, part)
+            for quarter in (0, 2):
+                pair = weights[quarter], weights[quarter + 1]
+                for token in range(num_tokens):
+                    at = token * emit.parts + part
+                    lanes = emit.code_lane(codes, token, 4 * quarter), emit.code_lane(codes, token, 4 * quarter + 4)
+                    dots[at] = isa.dot_two(b, dots[at], pair, lanes)
+        return dots
 
     def group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         group_lines = b.add(codes, emit.times(index, _CODE_BYTES))
-        group_codes = b.add(x_codes, emit.times(index, GROUP * num_tokens))
-        first = emit.times(index, num_tokens)
+        group_codes = b.add(x_codes, emit.times(index, GROUP * block_tokens))
+        first = emit.times(index, block_tokens)
         dots = emit.starts(x_sums, first, INT6_OFFSET)
         emit.prefetch(group_lines, _CODE_BYTES)
-        for step in range(GROUP // _LINES_COLUMNS):
-            lines = b.add(group_lines, ir.Constant(I64, step * _LINES_BYTES))
-            for part in range(emit.parts):
-                weights = six_bits(emit, lines, part)
-                for quarter in (0, 2):
-                    pair, column = (weights[quarter], weights[quarter + 1]), step * _LINES_COLUMNS + 4 * quarter
-                    for token in range(num_tokens):
-                        at = token * emit.parts + part
-                        lanes = (emit.code_lane(group_codes, token, column + 4 * half) for half in (0, 1))
-                        dots[at] = isa.dot_two(b, dots[at], pair, (next(lanes), next(lanes)))
+        dots = emit.in_steps(
+            GROUP // _LINES_COLUMNS,
+            1,
+            dots,
+            lambda step, dots: lines(
+                b.add(group_lines, emit.times(step, _LINES_BYTES)),
+                b.add(group_codes, emit.times(step, _LINES_COLUMNS)),
+                dots,
+            ),
+        )
         scale_bytes = b.add(scales, emit.times(index, _SCALE_BYTES))
         loaded = [emit.load(scale_bytes, emit.rows * part, vector(I8, emit.rows), 1) for part in range(emit.parts)]
         weight_scales = [b.sitofp(b.sext(scale, emit.ints), emit.floats) for scale in loaded]
@@ -93,13 +107,13 @@ def emit_i6g32_tile(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int,
     emit.store(emit.loop(b.udiv(groups, ir.Constant(I64, _SUBGROUPS)), emit.zeros(), super_group), out, stride)
 
 
-def make_i6g32_tile(instruction_set: InstructionSet, num_tokens: int) -> Any:
-    """Return the intrinsic of `emit_i6g32_tile`."""
+def make_i6g32_tile(instruction_set: InstructionSet, num_tokens: int, block_tokens: int) -> Any:
+    """Return the intrinsic of `emit_i6g32_tile`; num_tokens and block_tokens as in `TileBuilder`."""
 
     @intrinsic
     def tile(typing_context, codes, scales, super_scales, x_codes, x_scales, x_sums, out, groups, stride):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_i6g32_tile(builder, instruction_set, num_tokens, arguments)
+            emit_i6g32_tile(builder, instruction_set, num_tokens, block_tokens, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 9), generate

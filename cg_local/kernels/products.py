@@ -5,8 +5,9 @@ stream, or gated and quantized as the input of the next product. The arithmetic 
 does not know layers. Invariant: a tile's result does not depend on the thread that computes it, nor on their number.
 
 Threads take runs of tiles from a common counter instead of fixed halves, so that a thread which loses its core to
-another process for a while does not hold up the others: beside two busy processes on two cores, reading memory kept
-0.55 of its speed, with fixed halves 0.2.
+another process for a while does not hold up the others.
+
+The parts of `work` are inlined by Numba: as functions of their own each would be optimized once more.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ from cg_local.packing import GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS, PackedMa
 STORE, ADD, GATE = 0, 1, 2
 # Columns of the table of jobs, one row a matrix; addresses are of the parts of `packing.part_layout`.
 FORMAT, CODES, SCALES, SUPER_SCALES, CODEBOOK, CODE_BYTES, TILES, GROUPS, OUT, STRIDE, JOB_FIELDS = range(11)
-FORMAT_IDS = {"c4g32": 0, "i8g64": 1, "i6g32": 2}
-_C4, _I8, _I6 = 0, 1, 2
+C4G32, I8G64, I6G32 = range(3)
+FORMAT_IDS = {"c4g32": C4G32, "i8g64": I8G64, "i6g32": I6G32}
 _PART_FIELDS = {"codes": CODES, "scales": SCALES, "super_scales": SUPER_SCALES, "codebook": CODEBOOK}
 # Tiles whose results a worker holds at a time: two of the gate and two of the up projection, one group of columns.
 SCRATCH_TILES = 4
 # Runs of tiles per thread: fewer would leave threads waiting at the end, more would meet at the counter too often.
 _RUNS = 16
+# How many tokens of a block the tiles multiply that look up nibbles where they use them, or that take part of a block:
+# two cost little more than one, and with four the registers are full.
+FEW_TOKENS = {"c4g32": (2, 3), "i8g64": (2, BLOCK_TOKENS), "i6g32": (2, BLOCK_TOKENS)}
 _SUBGROUPS = SUPER_GROUP // GROUP
 _PANEL_GROUPS = matmul_four_bits.PANEL_COLUMNS // GROUP
 # Bytes of codes of 16 rows and 32 columns.
-_CODE_BYTES = {"c4g32": TILE_ROWS * GROUP // 2, "i8g64": TILE_ROWS * GROUP, "i6g32": TILE_ROWS * GROUP * 6 // 8}
+_C4_BYTES = TILE_ROWS * GROUP // 2
+_CODE_BYTES = {"c4g32": _C4_BYTES, "i8g64": TILE_ROWS * GROUP, "i6g32": TILE_ROWS * GROUP * 6 // 8}
 
 
 def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
@@ -77,68 +82,88 @@ def take(typing_context, counter, count):
 
 
 if INSTRUCTION_SET is not None:
-    _c4_one = matmul_four_bits.make_c4g32_tile(INSTRUCTION_SET, 1)
+    _sizes = {format: ((1, 1), *((few, BLOCK_TOKENS) for few in counts)) for format, counts in FEW_TOKENS.items()}
+    _c4_one, _c4_two, _c4_three = (matmul_four_bits.make_c4g32_tile(INSTRUCTION_SET, *s) for s in _sizes["c4g32"])
     _c4_unpack = matmul_four_bits.make_c4g32_unpack(INSTRUCTION_SET)
     _c4_panel = matmul_four_bits.make_c4g32_panel_tile(INSTRUCTION_SET, BLOCK_TOKENS)
-    _i8_one, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
-    _i6_one, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, tokens) for tokens in (1, BLOCK_TOKENS))
+    _i8_one, _i8_two, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, *s) for s in _sizes["i8g64"])
+    _i6_one, _i6_two, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, *s) for s in _sizes["i6g32"])
 
 
-@njit(**INNER)
-def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, panel, out, stride):
+@njit(inline="always")
+def multiply_panels(
+    codes, scales, supers, book, x_codes, x_scales, x_sums, x_corrections, blocks, panel, out, stride
+):  # fmt: skip
+    """Multiply one c4g32 tile, whose parts stand at the first four addresses, by the first blocks of activations."""
+    groups, tokens = x_codes.shape[1:3]
+    for first in range(0, groups, _PANEL_GROUPS):
+        count = min(_PANEL_GROUPS, groups - first)
+        _c4_unpack(codes + first * _C4_BYTES, book, panel, count)
+        # Codes of a matrix lie one behind the other, so a tile's last panel is followed by the next tile's first.
+        following = codes + (first + count) * _C4_BYTES
+        panel_scales, panel_supers = scales + first * TILE_ROWS, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
+        for block in range(blocks):
+            at = (block * groups + first) * tokens
+            _c4_panel(
+                panel, panel_scales, panel_supers, np.int64(first == 0), following,
+                x_codes.ctypes.data + at * GROUP, x_scales.ctypes.data + at * 4, x_sums.ctypes.data + at * 4,
+                x_corrections.ctypes.data + at * (GROUP // 2), out + block * tokens * stride * 4, count, stride,
+            )  # fmt: skip
+
+
+@njit(inline="always")
+def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, num_tokens, panel, out, stride):
     """Multiply one tile by all blocks of activations.
 
     Args:
         job: int64 [JOB_FIELDS], a row of the table; tile: which 16 rows of its matrix.
         x_codes, x_scales, x_sums, x_corrections: as in the docstring of `matmul.py`.
+        num_tokens: of the activations, without those that fill up the last block.
         panel: address of PANEL_BYTES bytes to unpack weights into.
-        out: address of the first token's 16 results; stride: floats from one token's to the next.
+        out: address of the first token's 16 results; stride: floats from one token's to the next. Of the last block
+            some tokens that fill it up may be written too.
     """
     groups, format = job[GROUPS], job[FORMAT]
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
     codes = job[CODES] + tile * groups * job[CODE_BYTES]
     scales = job[SCALES] + tile * groups * TILE_ROWS
     supers, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
-    x, xs, xc = x_codes.ctypes.data, x_scales.ctypes.data, x_sums.ctypes.data
-    xo, step = x_corrections.ctypes.data, groups * tokens
-    if format == _C4 and tokens == 1:
-        for block in range(blocks):
-            at, y = block * step, out + block * stride * 4
-            _c4_one(
-                codes, scales, supers, book, x + at * GROUP, xs + at * 4, xc + at * 4, xo + at * 16, y, groups, stride
-            )  # fmt: skip
-    elif format == _C4:
-        for first in range(0, groups, _PANEL_GROUPS):
-            count = min(_PANEL_GROUPS, groups - first)
-            _c4_unpack(codes + first * job[CODE_BYTES], book, panel, count)
-            # Codes of a matrix lie one behind the other, so a tile's last panel is followed by the next tile's first.
-            following = codes + (first + count) * job[CODE_BYTES]
-            panel_scales, panel_supers = scales + first * TILE_ROWS, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
-            for block in range(blocks):
-                at = block * step + first * tokens
-                _c4_panel(
-                    panel, panel_scales, panel_supers, np.int64(first == 0), following,
-                    x + at * GROUP, xs + at * 4, xc + at * 4, xo + at * 16, out + block * tokens * stride * 4,
-                    count, stride,
-                )  # fmt: skip
-    elif format == _I8:
+    through_panel = 0
+    if format == C4G32 and 1 < tokens <= num_tokens:
+        through_panel = num_tokens // tokens
+        multiply_panels(
+            codes, scales, supers, book, x_codes, x_scales, x_sums, x_corrections, through_panel, panel, out, stride
+        )  # fmt: skip
+    elif format == I8G64:
         scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
-        for block in range(blocks):
-            at, y = block * step, out + block * tokens * stride * 4
+    for block in range(through_panel, blocks):
+        at, y = block * groups * tokens, out + block * tokens * stride * 4
+        x, xs, xc = x_codes.ctypes.data + at * GROUP, x_scales.ctypes.data + at * 4, x_sums.ctypes.data + at * 4
+        xo = x_corrections.ctypes.data + at * (GROUP // 2)
+        left = num_tokens - block * tokens
+        if format == C4G32:
             if tokens == 1:
-                _i8_one(codes, scales, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
+                _c4_one(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+            elif left <= 2:
+                _c4_two(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
             else:
-                _i8_block(codes, scales, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
-    else:
-        for block in range(blocks):
-            at, y = block * step, out + block * tokens * stride * 4
+                _c4_three(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+        elif format == I8G64:
             if tokens == 1:
-                _i6_one(codes, scales, supers, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
+                _i8_one(codes, scales, x, xs, xc, y, groups, stride)
+            elif left <= 2:
+                _i8_two(codes, scales, x, xs, xc, y, groups, stride)
             else:
-                _i6_block(codes, scales, supers, x + at * GROUP, xs + at * 4, xc + at * 4, y, groups, stride)
+                _i8_block(codes, scales, x, xs, xc, y, groups, stride)
+        elif tokens == 1:
+            _i6_one(codes, scales, supers, x, xs, xc, y, groups, stride)
+        elif left <= 2:
+            _i6_two(codes, scales, supers, x, xs, xc, y, groups, stride)
+        else:
+            _i6_block(codes, scales, supers, x, xs, xc, y, groups, stride)
 
 
-@njit(**INNER)
+@njit(inline="always")
 def add_tile(results, tile, num_tokens, total):
     """Add a tile's results [tokens, 16] to its columns of total, the padding of a last tile left out."""
     first = tile * TILE_ROWS
@@ -147,7 +172,7 @@ def add_tile(results, tile, num_tokens, total):
             total[token, first + row] += results[token * TILE_ROWS + row]
 
 
-@njit(**INNER)
+@njit(inline="always")
 def gate_group(results, group, y_codes, y_scales, y_sums, y_corrections):
     """Gate 32 rows by 32 others, quantize them and store them as one group of the next product's activations.
 
@@ -177,6 +202,10 @@ def work(
     size = x_codes.shape[0] * x_codes.shape[2] * TILE_ROWS
     # The panel stands behind the results, on a cache line.
     panel = (results.ctypes.data + SCRATCH_TILES * size * 4 + 63) & ~63
+    if mode == GATE:
+        # Tokens that fill up the last block: not all are computed, and all are gated.
+        for index in range(SCRATCH_TILES * size):
+            results[index] = 0
     run = max(1, units // (_RUNS * num_workers))
     while True:
         start = take(counter, run)
@@ -194,7 +223,9 @@ def work(
                     index, tile = part // 2, 2 * unit + part % 2
                 elif mode == STORE:
                     target, stride = jobs[index, OUT] + tile * (4 * TILE_ROWS), jobs[index, STRIDE]
-                compute_tile(jobs[index], tile, x_codes, x_scales, x_sums, x_corrections, panel, target, stride)
+                compute_tile(
+                    jobs[index], tile, x_codes, x_scales, x_sums, x_corrections, num_tokens, panel, target, stride
+                )
             if mode == GATE:
                 gate_group(results, unit, y_codes, y_scales, y_sums, y_corrections)
             elif mode == ADD:
@@ -213,7 +244,7 @@ def run_products(
             projection first, of the same number of rows, a multiple of 32. ADD takes one.
         x_codes, x_scales, x_sums, x_corrections: the input, as in the docstring of `matmul.py`.
         num_tokens: of the input, without those that fill up the last block.
-        mode: STORE (float32 at each job's OUT, padded tokens and rows included), ADD or GATE.
+        mode: STORE (float32 at each job's OUT, of padded rows and perhaps of padded tokens too), ADD or GATE.
         total: float32 [num_tokens, rows]; ADD adds to it.
         y_codes, y_scales, y_sums, y_corrections: written by GATE, in the same blocks as the input.
         scratch: float32 [at least num_workers, scratch_floats(padded tokens)].

@@ -10,6 +10,7 @@ The functions made here take addresses (intp) and are called from compiled code 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -17,10 +18,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from cg_local.kernels.activation_groups import EXP_COEFFICIENTS, EXP_LIMIT, LN2_HIGH, LN2_LOW, LOG2_E
-from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, I64, call, splat, splat_constant, vector
+from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, I64, call, loop, splat, splat_constant, vector
 
 # Columns of a tile: the keys of a page of 16, or 16 of a value's columns.
 TILE_COLUMNS = 16
+# Steps along the inner dimension that a tile product writes out.
+BLOCK_STEPS = 8
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 # A float16's bits moved to a float32's places are too small by the difference of the exponents' biases.
 _REBIAS = 2.0**112
@@ -107,26 +110,6 @@ class RegisterTile:
         return b.icmp_signed("<", lane_ids, left)
 
 
-def _loop(builder: ir.IRBuilder, count: ir.Value, step: int, carried: list[ir.Value], body: Any) -> list[ir.Value]:
-    """Run body(index, carried) -> carried for index 0, step, ... below count (count >= 1); return the last carried."""
-    entry, block, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
-    builder.branch(block)
-    builder.position_at_end(block)
-    index = builder.phi(I64)
-    index.add_incoming(ir.Constant(I64, 0), entry)
-    phis = [builder.phi(value.type) for value in carried]
-    for phi, value in zip(phis, carried, strict=True):
-        phi.add_incoming(value, entry)
-    results = body(index, phis)
-    following = builder.add(index, ir.Constant(I64, step))
-    index.add_incoming(following, builder.block)
-    for phi, value in zip(phis, results, strict=True):
-        phi.add_incoming(value, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, count), block, end)
-    builder.position_at_end(end)
-    return list(results)
-
-
 def _call_shared(
     builder: ir.IRBuilder, name: str, arguments: list[ir.Value], emit: Callable[[ir.IRBuilder, list[ir.Value]], None]
 ) -> None:
@@ -148,40 +131,60 @@ def _call_shared(
     builder.call(function, arguments)
 
 
+def lines_ahead(num_rows: int) -> int:
+    """Return how many lines of 64 bytes a tile product of float16 asks for in each BLOCK_STEPS steps.
+
+    A tile of one row passes over B once, so it asks for as much as it reads; more rows do it in two or more passes.
+    """
+    return BLOCK_STEPS * TILE_COLUMNS * _BYTES["float16"] // 64 // (1 if num_rows == 1 else 2)
+
+
 def make_tile_product(lanes: int, is_rich: bool, num_rows: int, element: str) -> Any:
     """Return the intrinsic of C = A B or C += A B for num_rows rows and TILE_COLUMNS columns.
 
     Its arguments: address of A (float32, num_rows rows) and its stride between rows, address of B (`element`, `inner`
-    rows) and its stride, inner >= 1, address of C (float32) and its stride, `adds`: 0 begins at zero, 1 at C, and
-    `ahead`. Strides count elements. A B of float16 is taken as it comes from memory: what lies `ahead` bytes behind
-    each of its lines is asked for early; 0 asks for nothing new.
+    rows) and its stride, address of C (float32) and its stride, `adds`: 0 begins at zero, 1 at C, and `ahead`. Strides
+    count elements. A B of float16 is taken as it comes from memory: while it is read, inner / BLOCK_STEPS times
+    `lines_ahead(num_rows)` lines of memory from the address `ahead` on, which need not be valid, are asked for.
     """
 
     def emit(builder: ir.IRBuilder, arguments: list[ir.Value]) -> None:
         a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead = arguments
         tile = RegisterTile(lanes, is_rich, builder)
-        a_rows = [builder.add(a, builder.mul(a_stride, ir.Constant(I64, 4 * row))) for row in range(num_rows)]
+        row_bytes = builder.mul(a_stride, ir.Constant(I64, 4))
+        # Three rows to a pointer: the processor adds a stride or two of them for nothing.
+        pointers = [builder.add(a, builder.mul(row_bytes, ir.Constant(I64, row))) for row in range(0, num_rows, 3)]
         c_rows = [builder.add(c, builder.mul(c_stride, ir.Constant(I64, 4 * row))) for row in range(num_rows)]
         line_bytes = builder.mul(b_stride, ir.Constant(I64, _BYTES[element]))
         keeps, zero = builder.trunc(adds, ir.IntType(1)), splat_constant(tile.floats, 0.0)
         places = [(row, part) for row in range(num_rows) for part in range(tile.parts)]
         sums = [builder.select(keeps, tile.load(c_rows[row], tile.floats, part, 4), zero) for row, part in places]
 
-        def step(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            line = builder.add(b, builder.mul(index, line_bytes))
-            if element == "float16":
-                tile.prefetch(builder.add(line, ahead))
-            columns = [tile.widened(line, element, part) for part in range(tile.parts)]
-            offset = builder.mul(index, ir.Constant(I64, 4))
-            factors = [
-                builder.load(builder.inttoptr(builder.add(row, offset), F32.as_pointer()), align=4) for row in a_rows
-            ]
-            return [
-                tile.multiply_add(splat(builder, factors[row], lanes), columns[part], total)
-                for (row, part), total in zip(places, sums, strict=True)
-            ]
+        def steps(index: ir.Value, carried: list[ir.Value], count: int) -> list[ir.Value]:
+            line, wanted, pointers, sums = carried[0], carried[1], carried[2:first_sum], carried[first_sum:]
+            for nth in range(count):
+                columns = [tile.widened(line, element, part) for part in range(tile.parts)]
+                for (row, part), total in zip(places, list(sums), strict=True):
+                    at = builder.add(pointers[row // 3], ir.Constant(I64, 4 * nth))
+                    at = builder.add(at, builder.mul(row_bytes, ir.Constant(I64, row % 3)))
+                    factor = splat(builder, builder.load(builder.inttoptr(at, F32.as_pointer()), align=4), lanes)
+                    sums[row * tile.parts + part] = tile.multiply_add(factor, columns[part], total)
+                line = builder.add(line, line_bytes)
+                if element == "float16" and count > 1 and nth % (count // lines_ahead(num_rows)) == 0:
+                    tile.prefetch(wanted)
+                    wanted = builder.add(wanted, ir.Constant(I64, 64))
+            return [line, wanted, *(builder.add(at, ir.Constant(I64, 4 * count)) for at in pointers), *sums]
 
-        for (row, part), total in zip(places, _loop(builder, inner, 1, sums, step), strict=True):
+        carried, begin = [b, ahead, *pointers, *sums], ir.Constant(I64, 0)
+        first_sum = 2 + len(pointers)
+        if element == "float16":
+            # Written out because a page has few tokens: most of a short loop is its beginning and its end. For float32
+            # LLVM's own unrolling is twice as fast.
+            whole = builder.and_(inner, ir.Constant(I64, -BLOCK_STEPS))
+            carried = loop(builder, begin, whole, BLOCK_STEPS, carried, partial(steps, count=BLOCK_STEPS))
+            begin = whole
+        sums = loop(builder, begin, inner, 1, carried, partial(steps, count=1))[first_sum:]
+        for (row, part), total in zip(places, sums, strict=True):
             tile.store(total, c_rows[row], part)
 
     @intrinsic
@@ -279,7 +282,7 @@ def make_line_peak(lanes: int, is_rich: bool) -> Any:
                     results.append(tile.largest(counted, peak))
                 return results
 
-            peaks = _loop(builder, count, TILE_COLUMNS, [floor] * tile.parts, step)
+            peaks = loop(builder, ir.Constant(I64, 0), count, TILE_COLUMNS, [floor] * tile.parts, step)
             values = _values(builder, peaks, lanes)
             peak = values[0]
             for value in values[1:]:
@@ -315,7 +318,8 @@ def make_line_weights(lanes: int, is_rich: bool) -> Any:
                     results.append(builder.fadd(total, weight))
                 return results
 
-            values = _values(builder, _loop(builder, length, TILE_COLUMNS, [zero] * tile.parts, step), lanes)
+            sums = loop(builder, ir.Constant(I64, 0), length, TILE_COLUMNS, [zero] * tile.parts, step)
+            values = _values(builder, sums, lanes)
             # Halves are added until one value is left: the same pairs for every width.
             while len(values) > 1:
                 half = len(values) // 2

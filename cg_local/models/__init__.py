@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EMBEDDED = ("nano",)
+EMBEDDED = ("nano", "nano-it")
 
 
 def embedded_checkpoint(name: str) -> Path:

@@ -126,6 +126,8 @@ def python_imports(path: str, text: str) -> Iterator[Import]:
                 yield Import(parts, names=(alias.asname or parts[-1],))
         elif isinstance(node, ast.ImportFrom) and node.lineno <= TOP_LINES:
             base = tuple(node.module.split(".")) if node.module else ()
+            if node.level > len(folder) + 1:
+                continue  # leads out of the repository
             if node.level:
                 base = folder[: len(folder) - node.level + 1] + base
             for alias in node.names:
@@ -146,13 +148,12 @@ def statement_imports(language: str, path: str, statement: str) -> Iterator[Impo
     quoted = QUOTED[language].search(statement) if language in QUOTED else None
     if quoted:
         target = PurePosixPath(quoted[1])
-        is_relative = quoted[1].startswith(".") or language in ("c", "cpp") or "require_relative" in statement
         suffix = target.suffix if language_of(target.name) else ""
         parts = (target.with_suffix("") if suffix else target).parts
         if quoted[1].startswith(".") or "require_relative" in statement:
             resolved = resolve(PurePosixPath(path).parent.parts, parts)
             if resolved is not None:
-                yield Import(resolved, suffix, names_in(statement, parts), is_relative=is_relative)
+                yield Import(resolved, suffix, names_in(statement, parts), is_relative=True)
         else:
             # "./" and "@/" of bundlers stand for a root that is not named in the repository.
             yield Import(

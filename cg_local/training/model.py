@@ -1,7 +1,8 @@
-"""The Gemma-1 forward pass and loss in JAX, for training only.
+"""The Gemma-1 forward pass and loss in JAX on packed batches, for training only.
 
-Owns the arithmetic on packed batches with document masks. Inference lives in `cg_local.model` and
-`cg_local.jax_backend`.
+Owns attention within documents, the joined products and the loss. A layer's arithmetic is that of
+`cg_local.jax_backend.layers`, which inference in JAX shares; here they are unrolled, because
+a checkpoint keeps the weights of each layer apart.
 Invariant: on one document it computes what transformers' GemmaForCausalLM computes in float32.
 """
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cg_local.errors import TrainingError
+from cg_local.jax_backend.layers import LAYER_NAMES, decoder_layer, rms_norm, rotary_angles, rotate
 
 Params = dict[str, jax.Array]
 """Weights by short name; matrices are [input_size, output_size], the transpose of the published layout."""
@@ -88,28 +90,6 @@ def initial_params(arch: Architecture, seed: int) -> Params:
     return {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Scale the last axis to unit root mean square, then by (1 + weight)."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * (1.0 + weight)
-
-
-def rotary_angles(arch: Architecture, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 [..., head_dim / 2], of the rotary angles at integer positions [...]."""
-    exponents = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / arch.head_dim
-    angles = positions[..., None].astype(jnp.float32) * (1.0 / arch.rope_theta**exponents)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the pairs (i, i + head_dim / 2) of the last axis.
-
-    x is [B, T, heads, head_dim]; cos and sin are [B, T, head_dim / 2].
-    """
-    first, second = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, document_ids: jax.Array, chunk: int) -> jax.Array:
     """Causal attention within documents.
 
@@ -144,6 +124,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, document_ids: jax.Array, ch
 def project(x: jax.Array, *weights: jax.Array) -> list[jax.Array]:
     """x @ each of the weights, as one product: narrow matrices alone do not keep the cores busy."""
     widths = [weight.shape[1] for weight in weights]
+    if len(weights) == 1:
+        return [x @ weights[0]]
     parts: list[jax.Array] = jnp.split(x @ jnp.concatenate(weights, axis=1), np.cumsum(widths)[:-1].tolist(), axis=-1)
     return parts
 
@@ -171,25 +153,15 @@ def hidden_states(
 
     Source: transformers, models/gemma/modeling_gemma.py; google/gemma_pytorch, gemma/model.py.
     """
-    batch, length = token_ids.shape
     x = params["embedding"][token_ids] * arch.hidden_size**0.5
-    cos, sin = rotary_angles(arch, positions)
+    cos, sin = rotary_angles(arch.head_dim, arch.rope_theta, positions)
+
+    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(rotate(q, cos, sin), rotate(k, cos, sin), v, document_ids, chunk)
+
     for layer in range(arch.num_layers):
-        weight = {
-            name: params[f"{layer}.{name}"]
-            for name in ("input_norm", "mlp_norm", "q", "k", "v", "o", "gate", "up", "down")
-        }
-        normed = rms_norm(x, weight["input_norm"], arch.rms_norm_eps)
-        q, k, v = (
-            part.reshape(batch, length, -1, arch.head_dim)
-            for part in project(normed, weight["q"], weight["k"], weight["v"])
-        )
-        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, document_ids, chunk)
-        x = x + mixed @ weight["o"]
-        normed = rms_norm(x, weight["mlp_norm"], arch.rms_norm_eps)
-        # Gemma's "gelu" is the tanh approximation, whatever older configs say.
-        gate, up = project(normed, weight["gate"], weight["up"])
-        x = x + (jax.nn.gelu(gate, approximate=True) * up) @ weight["down"]
+        weights = {name: params[f"{layer}.{name}"] for name in LAYER_NAMES}
+        x = decoder_layer(x, weights, arch.head_dim, arch.rms_norm_eps, attend=mix, project=project)
     return rms_norm(x, params["final_norm"], arch.rms_norm_eps)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cg_local.errors import TrainingError
 from cg_local.training import fim, segments
 
 MIN_JOINED_TOKENS = 100
@@ -206,6 +207,28 @@ class BatchStream:
             rows = order[start : start + num_rows]
             yield Batch(packed.token_ids[rows], packed.document_ids[rows], packed.positions[rows], packed.weights[rows])
 
+    def batches_from(
+        self, position: tuple[int, int], num_rows: int, sequence_length: int
+    ) -> Iterator[tuple[tuple[int, int], Batch]]:
+        """Batches without end, each with the position behind it; see `prefetch`.
+
+        Raises:
+            TrainingError: a whole epoch gives not one batch.
+        """
+        block, skip = position
+        num_empty = 0
+        while num_empty <= self.blocks_per_epoch:
+            num_empty += 1
+            for index, batch in enumerate(self.batches(block, num_rows, sequence_length)):
+                num_empty = 0
+                if index >= skip:
+                    yield (block, index + 1), batch
+            block, skip = block + 1, 0
+        raise TrainingError(
+            f"{len(self.files)} files give no batch of {num_rows} rows of {sequence_length} tokens. Name more sources, "
+            "or make batch_tokens in [run] smaller or files_per_block in [data] larger."
+        )
+
 
 def prefetch(
     stream: BatchStream, position: tuple[int, int], num_rows: int, sequence_length: int
@@ -220,25 +243,35 @@ def prefetch(
 
     Yields:
         The position BEHIND each batch, from which a resumed run goes on, and the batch. Endless.
+
+    Raises:
+        TrainingError: as `BatchStream.batches_from`.
     """
-    ready: queue.Queue[tuple[tuple[int, int], Batch]] = queue.Queue(maxsize=40)
+    ready: queue.Queue[tuple[tuple[int, int], Batch] | Exception] = queue.Queue(maxsize=40)
     is_closed = threading.Event()
 
-    def produce() -> None:
-        block, skip = position
+    def put(item: tuple[tuple[int, int], Batch] | Exception) -> None:
         while not is_closed.is_set():
-            for index, batch in enumerate(stream.batches(block, num_rows, sequence_length)):
-                while index >= skip and not is_closed.is_set():
-                    try:
-                        ready.put(((block, index + 1), batch), timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-            block, skip = block + 1, 0
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in stream.batches_from(position, num_rows, sequence_length):
+                put(item)
+                if is_closed.is_set():
+                    return
+        except Exception as error:  # it belongs to whoever waits for batches, not to this thread
+            put(error)
 
     threading.Thread(target=produce, name="batches", daemon=True).start()
     try:
         while True:
-            yield ready.get()
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
     finally:
         is_closed.set()

@@ -35,7 +35,7 @@ class RunRecipe:
         length_starts: share of the run, 0..1 and rising from 0, at which each row length begins.
         test_share: share of files with "test" in their path that is used; they are many and alike.
         total_steps: length of the run in steps where the command line does not say otherwise; 0: it must.
-        compute: "float32", "bfloat16" (matrix products only, float32 sums) or "auto": bfloat16 on a GPU or TPU.
+        compute: "float32", or "auto": the factors of matrix products in bfloat16 on a GPU or TPU, sums in float32.
         checkpoint_seconds: time between checkpoints.
         validation_seconds: time between validations.
         validation_batches: batches of a validation.
@@ -148,8 +148,8 @@ def check(recipe: Recipe) -> None:
             raise TrainingError(
                 f"a row of {length} tokens must have at least 64 and fit in batch_tokens ({run.batch_tokens})."
             )
-    if run.compute not in ("auto", "float32", "bfloat16"):
-        raise TrainingError(f"compute is {run.compute!r}; it must be auto, float32 or bfloat16.")
+    if run.compute not in ("auto", "float32"):
+        raise TrainingError(f"compute is {run.compute!r}; it must be auto or float32.")
     if recipe.optimizer.method not in ("muon", "adamw"):
         raise TrainingError(f"method is {recipe.optimizer.method!r}; it must be muon or adamw.")
 

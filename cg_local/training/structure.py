@@ -58,12 +58,15 @@ def structure_of(path: str, lines: list[str], offsets: np.ndarray, max_unit_toke
         offsets: int32 [num_lines + 1], tokens before each line.
         max_unit_tokens: definitions above this are cut into members.
 
-    Raises:
-        SyntaxError: Python that does not parse; tree-sitter parses whatever it is given.
+    Returns:
+        The structure; an empty one for Python that this interpreter does not parse, for example newer syntax.
     """
     language = language_of(path)
     if language == "python":
-        return python_structure("".join(lines), offsets, max_unit_tokens, len(lines))
+        try:
+            return python_structure("".join(lines), offsets, max_unit_tokens, len(lines))
+        except (SyntaxError, ValueError, RecursionError):
+            return Structure([], [], (0, 0))
     if language in grammars.GRAMMARS:
         return tree_structure(language, [line.encode() for line in lines], offsets, max_unit_tokens)
     return Structure([], [], (0, 0))

@@ -29,6 +29,7 @@ from cg_local.training.packing import Batch, BatchStream, prefetch
 from cg_local.training.recipe import Recipe
 
 StepFunction = Callable[..., tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]]
+LossFunction = Callable[[model.Params, Recipe, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass
@@ -84,10 +85,10 @@ def matmul_precision(compute: str) -> str:
     """The precision of matrix products for a recipe's `compute`, as `jax.default_matmul_precision` names it.
 
     Weights, sums, norms and softmax stay in float32: only the factors of products are rounded, as the units of a GPU
-    and a TPU take them. A CPU without such units would only lose by it, so "auto" leaves it in float32.
+    and a TPU take them. On a CPU XLA has no such product, so there they stay in float32 as well.
     """
     backend = jax.default_backend()
-    if compute == "float32" or (compute == "auto" and backend == "cpu"):
+    if compute == "float32" or backend == "cpu":
         return "float32"
     return "bfloat16" if backend == "tpu" else "BF16_BF16_F32"
 
@@ -104,7 +105,7 @@ def product_dtype(compute: str) -> str:
 
 
 @functools.cache
-def make_step(recipe: Recipe) -> StepFunction:
+def make_step(recipe: Recipe, loss_function: LossFunction = weighted_loss) -> StepFunction:
     """The compiled update: (params, opt_state, average, batch arrays, rate factor, weight of the new weights in the
     average) to new params, new opt_state, new average, figures."""
     transformation = optimizer.make_optimizer(recipe.optimizer)
@@ -118,7 +119,7 @@ def make_step(recipe: Recipe) -> StepFunction:
         share: jax.Array,
     ) -> tuple[model.Params, optax.OptState, model.Params, dict[str, jax.Array]]:
         with jax.default_matmul_precision(matmul_precision(recipe.run.compute)):
-            (_, figures), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(params, recipe, Batch(*arrays))
+            (_, figures), gradients = jax.value_and_grad(loss_function, has_aux=True)(params, recipe, Batch(*arrays))
         updates, opt_state = transformation.update(gradients, opt_state, params)
         params = jax.tree.map(lambda weight, update: weight + factor * update, params, updates)
         average = jax.tree.map(lambda mean, weight: mean + share * (weight - mean), average, params)
@@ -191,6 +192,7 @@ class Trainer:
         validation: BatchStream,
         clock: Clock,
         on_step: Callable[[State, dict[str, float]], None] = lambda state, figures: None,
+        loss_function: LossFunction = weighted_loss,
     ) -> None:
         """Start or resume the run in `folder`.
 
@@ -201,6 +203,7 @@ class Trainer:
             validation: held-out data.
             clock: length of the run.
             on_step: called after each step with the state and the step's figures, as in the log.
+            loss_function: what is minimised, and figures for the log, among them those of `weighted_loss`.
         """
         self.on_step = on_step
         self.recipe, self.folder, self.stream, self.validation, self.clock = recipe, folder, stream, validation, clock
@@ -211,8 +214,8 @@ class Trainer:
         if newest is not None:
             self.state = restore_state(newest, self.state)
         clock.elapsed = self.state.elapsed
-        self.step_function = make_step(recipe)
-        self.evaluate = jax.jit(lambda params, arrays: weighted_loss(params, recipe, Batch(*arrays))[1])
+        self.step_function = make_step(recipe, loss_function)
+        self.evaluate = jax.jit(lambda params, arrays: loss_function(params, recipe, Batch(*arrays))[1])
         self.is_stopping = False
         folder.mkdir(parents=True, exist_ok=True)
 

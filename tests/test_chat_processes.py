@@ -1,0 +1,72 @@
+"""Chats that end, are killed, or run where a terminal can do less: each a process of its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("pseudo-terminals of this kind are Unix's", allow_module_level=True)
+
+from pseudo_terminal import CTRL_D, ENTER, SCRIPTED_CHAT, Terminal, scripted_chat
+from scripted_chat import HOSTILE
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_answers_go_to_a_file_as_they_are_while_the_terminal_edits(chat_folder: Path, home: Path) -> None:
+    command = f"exec {sys.executable} {SCRIPTED_CHAT} chat --no-save --model {chat_folder} > answers.txt"
+    terminal = Terminal(["/bin/sh", "-c", command], home)
+    terminal.wait_for_prompt()
+    terminal.ask("hostile")
+    terminal.type(CTRL_D)
+    assert terminal.wait_for_end() == 0
+    assert HOSTILE.encode() in home.joinpath("answers.txt").read_bytes()
+    assert "red" not in "\n".join(terminal.screen())
+
+
+def test_killed_chat_is_resumed_with_all_that_was_written(chat_folder: Path, home: Path) -> None:
+    first = scripted_chat(chat_folder, home)
+    first.wait_for_prompt()
+    first.ask("say before the crash")
+    first.type("count", ENTER)
+    first.wait_for("1 2 3 4 5 6 7 8")
+    shown = max(int(word) for line in first.screen() for word in line.split() if word.isdecimal())
+    first.kill()
+
+    second = scripted_chat(chat_folder, home, "--continue")
+    second.wait_for_prompt()
+    text = "\n".join(second.screen())
+    assert f" {shown - 2} " in text  # of the newest number and the one before, a digit may not have been saved
+    assert "(cut)" in text
+    second.ask("turns")
+    assert "4 turns before" in second.screen()
+    second.type("/bye", ENTER)
+    assert second.wait_for_end() == 0
+
+
+def test_plain_and_dumb_terminals_get_no_escape_sequences(chat_folder: Path, home: Path) -> None:
+    terminal = scripted_chat(chat_folder, home, "--no-save", variables={"TERM": "dumb"})
+    terminal.wait_for(">>> $|>>>$")
+    terminal.type('"""markdown', ENTER, '"""', ENTER)
+    terminal.wait_for("> 数字を足す。")
+    terminal.type("/exit", ENTER)
+    assert terminal.wait_for_end() == 0
+    assert b"\x1b" not in terminal.output
+    assert b"`add(1, 2)` is **3**" in terminal.output
+
+
+def test_no_color_keeps_the_form_and_sets_no_colour(chat_folder: Path, home: Path) -> None:
+    terminal = scripted_chat(chat_folder, home, "--no-save", variables={"NO_COLOR": "1"})
+    terminal.wait_for_prompt()
+    terminal.ask("markdown")
+    terminal.type(CTRL_D)
+    assert terminal.wait_for_end() == 0
+    assert any(line.startswith("── python [1] ") for line in terminal.screen())
+    assert re.search(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|9[0-7]|38|48)[;m]", terminal.output) is None

@@ -1,0 +1,107 @@
+"""Tuning: the loss counts answers alone, a run resumes bit for bit, and it starts from what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+pytest.importorskip("optax")
+
+from cg_local.errors import TrainingError  # noqa: E402
+from cg_local.training import checkpoint, fim, model, optimizer, packing, prepare, recipe, train  # noqa: E402
+from cg_local.training.instruction import publish, tune  # noqa: E402
+from cg_local.training.instruction.conversation import Conversation, Turn  # noqa: E402
+
+ARCH = model.Architecture(vocab_size=512, intermediate_size=256, num_layers=1, num_heads=4, num_kv_heads=2)
+TINY = recipe.Recipe(
+    ARCH, prepare.CorpusRecipe(), packing.DataRecipe(fim.FimRecipe()), optimizer.OptimizerRecipe(warmup_steps=2),
+    recipe.RunRecipe(
+        batch_tokens=256, sequence_lengths=(128,), checkpoint_seconds=1e9, validation_seconds=1e9, validation_batches=0
+    ),
+)  # fmt: skip
+TALK = [Conversation("talk", (Turn(f"say {word}", word), Turn("and now?", word * 2))) for word in "abcdefghijklmnop"]
+
+
+def encode(text: str) -> list[int]:
+    return [256 + ord(char) % 128 for char in text]
+
+
+def stream() -> tune.ConversationStream:
+    return tune.ConversationStream(TALK, encode, TINY, 0)
+
+
+def tuner(folder: Path, total_steps: int) -> train.Trainer:
+    clock = train.Clock(total_steps, lambda: 0.0)
+    return train.Trainer(TINY, folder, stream(), stream(), clock, loss_function=tune.answer_loss)
+
+
+def test_loss_is_the_mean_over_the_answers_alone() -> None:
+    params = model.initial_params(ARCH, 1)
+    batch = next(stream().batches(0, 2, 128))
+    assert 0 < np.count_nonzero(batch.weights) < 0.5 * batch.weights.size
+
+    loss, figures = jax.jit(lambda params, batch: tune.answer_loss(params, TINY, packing.Batch(*batch)))(
+        params, train.arrays_of(batch)
+    )
+    losses = jax.jit(lambda params, *arrays: model.batch_losses(params, ARCH, *arrays))(
+        params, batch.token_ids, batch.document_ids, batch.positions
+    )
+
+    np.testing.assert_allclose(loss, np.asarray(losses)[batch.weights > 0].mean(), rtol=1e-5)
+    assert figures["answer_tokens"] == np.count_nonzero(batch.weights)
+
+
+def test_stream_gives_every_conversation_once_an_epoch_and_leaves_out_long_ones() -> None:
+    documents = list(stream().documents(0, 128))
+    assert len(documents) == len(TALK)
+    assert list(stream().documents(0, 10)) == []
+
+
+def test_interrupted_tuning_gives_bit_identical_weights(tmp_path: Path) -> None:
+    params = model.initial_params(ARCH, 2)
+    for name in ("whole", "cut"):
+        save_base(tmp_path / "base", params)
+        tune.begin(tmp_path / name, tmp_path / "base" / "step-0000000.npz", TINY)
+    whole = tuner(tmp_path / "whole", 4).run()
+    tuner(tmp_path / "cut", 2).run()  # its schedule ends earlier, so only the data and the state are compared below
+    resumed = tuner(tmp_path / "cut", 4)
+    assert resumed.state.step == 2
+    again = tuner(tmp_path / "cut", 4)
+    first, second = resumed.run(), again.run()
+    assert first.step == second.step == whole.step == 4
+    assert first.position == whole.position
+    for name, value in first.params.items():
+        np.testing.assert_array_equal(value, second.params[name])
+
+
+def save_base(folder: Path, params: model.Params) -> None:
+    arrays = {f"params/{name}": np.asarray(value) for name, value in params.items()}
+    checkpoint.save(folder, 0, checkpoint.Checkpoint(arrays, {"step": 0}))
+
+
+def test_tuning_starts_from_a_checkpoint_or_from_the_folder_that_it_publishes(tmp_path: Path) -> None:
+    params = model.initial_params(ARCH, 3)
+    save_base(tmp_path / "base", params)
+    tune.begin(tmp_path / "run", tmp_path / "base" / "step-0000000.npz", TINY)
+    state = tuner(tmp_path / "run", 1).state
+    assert state.step == 0
+    np.testing.assert_array_equal(state.params["embedding"], params["embedding"])
+
+    tensors = publish.export.published_tensors({name: np.asarray(value) for name, value in params.items()})
+    (tmp_path / "model").mkdir()
+    publish.save_file(tensors, tmp_path / "model" / "model.safetensors")
+    read = tune.read_base(tmp_path / "model", TINY)
+    for name, value in params.items():
+        np.testing.assert_allclose(read[name], value, rtol=2**-8)
+
+
+def test_a_base_of_another_shape_or_none_is_refused(tmp_path: Path) -> None:
+    save_base(tmp_path, model.initial_params(replace(ARCH, num_layers=2), 0))
+    with pytest.raises(TrainingError, match="other sizes than the recipe's"):
+        tune.read_base(tmp_path / "step-0000000.npz", TINY)
+    with pytest.raises(TrainingError, match="no weights of the recipe's shape"):
+        tune.read_base(tmp_path / "missing", TINY)
