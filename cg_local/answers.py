@@ -71,8 +71,13 @@ Result = TypeVar("Result", bound=Completion)
 class Trimmer(Protocol):
     """Follows the text of an answer, ends it and cuts it (`infill.postprocess.MiddleTrimmer`)."""
 
-    text: str
-    stop_reason: str | None
+    @property
+    def text(self) -> str:
+        """The text so far."""
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the text ends here; None as long as it goes on."""
 
     def push(self, piece: str) -> str:
         """Take the next piece; return what can be shown."""

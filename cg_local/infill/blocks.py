@@ -202,5 +202,3 @@ class BlockEnd:
             return True
         code = "\n".join(line[min(len(lead_of(line)), self._base) :] for line in self._body)
         return is_complete(self._syntax.language, code + "\n") is not False
-
-

@@ -114,7 +114,9 @@ def choose_mode(shape: GapShape) -> str:
 def _near_prefix(lines: list[str]) -> str:
     """The end of the prefix from the last line on that starts a top-level statement."""
     for index in range(len(lines) - 1, 0, -1):
-        if lines[index][:1] not in _NO_START and not lines[index].startswith(("{", "public:", "private:", "protected:")):
+        if lines[index][:1] not in _NO_START and not lines[index].startswith(
+            ("{", "public:", "private:", "protected:")
+        ):
             return "\n".join(lines[index:])
     return "\n".join(lines)
 

@@ -25,7 +25,9 @@ class IndentationStyle:
 
     def __init__(self, prefix: str, suffix: str) -> None:
         """Look at the lines of the file around the gap."""
-        lines = prefix[-_SAMPLE_CHARS:].split("\n")[-_SAMPLE_LINES:] + suffix[:_SAMPLE_CHARS].split("\n")[:_SAMPLE_LINES]
+        lines = (
+            prefix[-_SAMPLE_CHARS:].split("\n")[-_SAMPLE_LINES:] + suffix[:_SAMPLE_CHARS].split("\n")[:_SAMPLE_LINES]
+        )
         leads = [lead_of(line) for line in lines if line.strip()]
         widths = [len(lead) for lead in leads if lead.startswith("  ")]
         has_tabs = any(lead.startswith("\t") for lead in leads)

@@ -2,8 +2,8 @@
 
 This file owns the order of the rules: stops that are taken while text is being generated, and the trimming of what runs
 into the text after the gap. It knows no tokens and no model. Invariant: what `push` has returned so far is a beginning
-of the final text, whatever comes next, so a terminal never shows text that is taken back; and the result does not depend
-on how the text was cut into pieces.
+of the final text, whatever comes next, so a terminal never shows text that is taken back; and the result does not
+depend on how the text was cut into pieces.
 
 A stop names itself (`line`, `block`, `suffix`, `repetition`); a cut names itself in `trimmed`: `line_endings`,
 `indentation`, `double_space`, `line`, `block`, `suffix_overlap`, `unmatched_closer`, `repetition` or `blank_tail`.
@@ -87,7 +87,9 @@ class MiddleTrimmer:
         self._lead: str | None = ""
         self._has_return = False
         self._block = BlockEnd(shape, self._syntax)
-        self._lines = LineOverlap(shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._closes_own)
+        self._lines = LineOverlap(
+            shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._closes_own
+        )
         self._rest = RestOverlap(shape.line_suffix)
         self._repeated = RepeatedLines()
 

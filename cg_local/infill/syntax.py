@@ -13,7 +13,6 @@ from pathlib import PurePath
 from cg_local.languages import language_of
 
 BLANK = " \t\r\n"
-_FILLED = re.compile("[^ \t\r\n]")
 CLOSER_OF = {"(": ")", "[": "]", "{": "}"}
 # What an editor types by itself to the right of the cursor; none of it is code that a middle has to lead to.
 CLOSERS = ")]}'\"`;:,"
@@ -74,7 +73,9 @@ _RUBY = Syntax(
     quotes="\"'`",
     long_quotes="\"'",
     hash_needs_blank=True,
-    opener=re.compile(r"\s*(def|class|module|if|unless|while|until|for|case|begin)\b(?!.*\bend\b)|.*\bdo(\s*\|[^|]*\|)?\s*$"),
+    opener=re.compile(
+        r"\s*(def|class|module|if|unless|while|until|for|case|begin)\b(?!.*\bend\b)|.*\bdo(\s*\|[^|]*\|)?\s*$"
+    ),
     closing=re.compile(r"end\b"),
     going_on=re.compile(r"(elsif|else|rescue|ensure|when|in)\b"),
 )
@@ -104,7 +105,7 @@ _HTML = Syntax(
     closing=re.compile(r"</"),
 )
 _MARKDOWN = Syntax(block_comment=("<!--", "-->"), quotes="`", loose_closers=")]}", is_prose=True)
-_YAML = Syntax(("#",), quotes="\"", hash_needs_blank=True, has_colon_blocks=True)
+_YAML = Syntax(("#",), quotes='"', hash_needs_blank=True, has_colon_blocks=True)
 _PLAIN = Syntax()
 
 _SYNTAXES = {
@@ -160,9 +161,3 @@ def lead_of(line: str) -> str:
 def indentation(line: str) -> int:
     """Indentation in columns, a tab reaching to the next multiple of 8."""
     return len(lead_of(line).expandtabs(8))
-
-
-def first_indentation(text: str, default: int) -> int:
-    """Indentation of the first line that is not blank, or the default."""
-    filled = _FILLED.search(text)
-    return indentation(text[text.rfind("\n", 0, filled.start()) + 1 : filled.end()]) if filled else default

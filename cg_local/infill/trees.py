@@ -13,7 +13,7 @@ from cg_local.grammars import find_parser
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-# Text of the file on each side that is parsed: a tree is exact near the gap, and 8,000 characters parse in milliseconds.
+# Characters parsed on each side of the gap: enough for an exact tree near it, and a parse of milliseconds.
 _PARSED_CHARS = 8_000
 # Node types, by a part of their names, that answer where a gap lies; an interpolation is code within a string.
 _CODE_PARTS = ("interpolation", "substitution", "expansion")
@@ -44,6 +44,8 @@ def place_of_gap(language: str, prefix: str, suffix: str) -> str | None:
     is_line_end = suffix[:1] in ("", "\n")
     for node in _around(tree.root_node, start):
         place = _place(node, start, is_line_end, opening + data)
+        if place == "comment" and _follows_error(node):
+            return None
         if place is not None:
             return place
     leaf = tree.root_node.descendant_for_byte_range(max(start - 1, 0), start)
@@ -76,6 +78,12 @@ def _place(node: Node, position: int, is_line_end: bool, data: bytes) -> str | N
     if any(part in node.type for part in _CODE_PARTS):
         return "code" if is_inside else None
     return "string" if is_inside and any(part in node.type for part in _STRING_PARTS) else None
+
+
+def _follows_error(comment: Node) -> bool:
+    """Whether the tree is broken on the comment's line before it: its mark may then stand in an unclosed string."""
+    before = comment.prev_sibling
+    return before is not None and before.has_error and before.end_point[0] == comment.start_point[0]
 
 
 def is_complete(language: str, code: str) -> bool | None:
