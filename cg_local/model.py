@@ -10,6 +10,7 @@ Source of the network: google/gemma_pytorch, gemma/model.py; `reference.py` is t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,6 @@ from cg_local.model_folder import ModelFolder
 from cg_local.packing import GROUP, TILE_ROWS, PackedMatrix, dequantize_rows, num_tiles
 
 Floats = NDArray[np.float32]
-# Codes, scales, sums and corrections in the block layout of `kernels/matmul.py`.
-Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]]
 
 # How the inputs of products with 8-bit weights are rounded; 4- and 6-bit weights always take int8.
 ACTIVATIONS = ("int8", "int16")
@@ -59,14 +58,21 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[str, NDArray[Any]] = {}
+        self._arrays: dict[str, NDArray[Any]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> NDArray[Any]:
-        """Return an uninitialized array; the next call with this name may reuse its memory."""
-        size = math.prod(shape)
+        """Return an uninitialized array; the next call with this name reuses its memory, or returns the same array."""
+        array = self._arrays.get(name)
+        # Decode steps ask some 300 times for arrays of the shapes that the step before had.
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = self._buffer(name, math.prod(shape), dtype).reshape(shape)
+        return array
+
+    def _buffer(self, name: str, size: int, dtype: type[np.generic]) -> NDArray[Any]:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size:
             buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
+        return buffer[:size]
 
     @property
     def num_bytes(self) -> int:
@@ -91,7 +97,7 @@ class Activations:
         self.num_tokens, self.columns = x.shape
         self.tokens_per_block: int = 1 if self.num_tokens == 1 else kernels.BLOCK_TOKENS
         self.num_blocks: int = -(-self.num_tokens // self.tokens_per_block)
-        self._int8: Quantized | None = None
+        self._int8: kernels.Quantized | None = None
         self._int16: tuple[NDArray[np.int16], Floats] | None = None
         self._blocked: Floats | None = None
 
@@ -100,7 +106,7 @@ class Activations:
         """The number of tokens with those that fill up the last block."""
         return self.num_blocks * self.tokens_per_block
 
-    def int8(self) -> Quantized:
+    def int8(self) -> kernels.Quantized:
         """Return codes, scales, sums and corrections as `kernels.quantize_activations` writes them."""
         if self._int8 is None:
             gain, eps = self._norm or (_NO_GAIN, _NO_EPS)
@@ -141,12 +147,12 @@ class GatedActivations:
         self.num_tokens, self.padded_tokens = like.num_tokens, like.padded_tokens
         self._int8 = int8_blocks(like, columns, workspace, name)
 
-    def int8(self) -> Quantized:
+    def int8(self) -> kernels.Quantized:
         """Return codes, scales, sums and corrections."""
         return self._int8
 
 
-def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> Quantized:
+def int8_blocks(like: Activations, columns: int, workspace: Workspace, name: str) -> kernels.Quantized:
     """Return uninitialized arrays for the quantized form of `columns` columns, in the blocks of other activations."""
     shape = like.num_blocks, columns // GROUP, like.tokens_per_block
     return (
@@ -180,29 +186,36 @@ class Projections:
         for matrix, name in zip(matrices, names, strict=True):
             if matrix.format not in kernels.MATMUL:
                 raise ModelFolderError(f"{prefix}{name}: the engine has no kernel for {matrix.format}; quantize again")
+        self._rows = [num_tiles(matrix.shape[0]) * TILE_ROWS for matrix in matrices]
+        self._outs: list[Floats] = []
         self._parts = [tuple(_kernel_view(part) for part in matrix.parts.values()) for matrix in matrices]
         self._takes_int16 = [rounding == "int16" and matrix.format == "i8g64" for matrix in matrices]
         fused = kernels.FUSED_FORMATS
         pairs = zip(matrices, self._takes_int16, strict=True)
         self._fused = [index for index, (m, int16) in enumerate(pairs) if m.format in fused and not int16]
         self.is_fused = len(self._fused) == len(matrices)
-        self._jobs = kernels.table_of_jobs([matrices[index] for index in self._fused]) if self._fused else None
+        self._jobs = kernels.table_of_jobs([matrices[index] for index in self._fused])
 
     def __call__(self, x: Activations | GatedActivations, workspace: Workspace) -> list[Floats]:
         """Return x times each transposed matrix, float32 [num_tokens, rows]; valid until these names' next product."""
-        outs = [
-            workspace.array(name, (x.padded_tokens, num_tiles(matrix.shape[0]) * TILE_ROWS))
-            for name, matrix in zip(self._names, self._matrices, strict=True)
-        ]
-        if self._jobs is not None:
-            for job, index in zip(self._jobs, self._fused, strict=True):
-                job[kernels.OUT], job[kernels.STRIDE] = outs[index].ctypes.data, outs[index].shape[1]
+        padded = x.padded_tokens
+        outs = [workspace.array(name, (padded, rows)) for name, rows in zip(self._names, self._rows, strict=True)]
+        if self._fused:
+            self._store_to(outs)
             self._run(x, kernels.STORE, workspace)
         for index, out in enumerate(outs):
             if index not in self._fused:
                 assert isinstance(x, Activations)  # `gate` fuses only before matrices that are fused too
                 self._multiply(index, x, out)
         return [out[: x.num_tokens, : matrix.shape[0]] for out, matrix in zip(outs, self._matrices, strict=True)]
+
+    def _store_to(self, outs: list[Floats]) -> None:
+        """Enter where the fused products go, unless they went there the last time."""
+        if len(outs) == len(self._outs) and all(map(operator.is_, outs, self._outs)):
+            return
+        for job, index in zip(self._jobs, self._fused, strict=True):
+            job[kernels.OUT], job[kernels.STRIDE] = outs[index].ctypes.data, outs[index].shape[1]
+        self._outs = outs
 
     def add_to(self, total: Floats, x: Activations | GatedActivations, workspace: Workspace) -> None:
         """Add the product of the only matrix to total, float32 [num_tokens, rows]."""
@@ -243,7 +256,7 @@ class Projections:
         workers = int(numba.get_num_threads())
         scratch = workspace.array("scratch", (workers, kernels.scratch_floats(x.padded_tokens)))
         y = int8 if gated is None else gated.int8()
-        kernels.run_products(self._jobs, *int8, x.num_tokens, mode, total, *y, scratch, workers)
+        kernels.run_products(self._jobs, int8, x.num_tokens, mode, total, y, scratch, workers)
 
 
 def _kernel_view(part: NDArray[Any]) -> NDArray[Any]:

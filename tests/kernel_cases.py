@@ -187,7 +187,7 @@ def run_products(
     mode = kernels.STORE if outs else kernels.ADD if total is not None else kernels.GATE
     scratch = np.full((num_workers, kernels.scratch_floats(x[0].shape[0] * x[0].shape[2])), np.nan, np.float32)
     total = np.zeros((0, 0), np.float32) if total is None else total
-    kernels.run_products(jobs, *x, num_tokens, mode, total, *(gated or x), scratch, num_workers)
+    kernels.run_products(jobs, x, num_tokens, mode, total, gated or x, scratch, num_workers)
 
 
 def expected_product(matrix: PackedMatrix, x: Codes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -17,6 +17,7 @@ class ScriptedStream:
     def __init__(self, pieces: list[str | None], stop_reason: str, stop_id: int | None = None) -> None:
         self.stats = GenerationStats(prompt_tokens=5)
         self.is_closed = False
+        self.token_ids: tuple[int, ...] = ()
         self._pieces: Iterator[str | None] = iter(pieces)
         self._end = (stop_reason, stop_id)
 
@@ -29,6 +30,7 @@ class ScriptedStream:
         if text is None:
             raise KeyboardInterrupt
         self.stats.completion_tokens += 1
+        self.token_ids += (300,)
         return TextPiece(text, (300,), (-0.5,))
 
     def close(self) -> None:
@@ -54,6 +56,7 @@ def test_stop_reason_names_how_the_generation_ended(stop_reason: str, stop_id: i
     stream = answers(ScriptedStream(["a", "", "b"], stop_reason, stop_id))
     assert list(stream) == ["a", "b"]
     assert (stream.result.text, stream.result.stop_reason, stream.result.num_tokens) == ("ab", expected, 3)
+    assert stream.result.token_ids == (300, 300, 300)
 
 
 def test_stop_of_the_trimmer_closes_the_generation() -> None:

@@ -99,18 +99,12 @@ def test_process_that_forbids_avx_takes_the_portable_path() -> None:
 
 COMPILED_SCRIPT = """
 import re
-from numba import types as t
 from cg_local import kernels
-
-def array(element, dimensions, mutable=False):
-    return t.Array(element, dimensions, "C", readonly=not mutable)
+from cg_local.kernels import products
 
 print(kernels.instruction_set_name())
-sums, corrections = array(t.int32, 3, True), array(t.int32, 4, True)
-x = array(t.int8, 4, True), array(t.float32, 3, True), sums, corrections
-floats = array(t.float32, 2, True)
-kernels.run_products.compile((array(t.int64, 2, True), *x, t.int64, t.int64, floats, *x, floats, t.int64))
-print(len(re.findall(r"vpdpbusd", "".join(kernels.run_products.inspect_asm().values()))))
+products.products_address()
+print(len(re.findall(r"vpdpbusd", "".join(products.multiply_units.inspect_asm().values()))))
 """
 
 

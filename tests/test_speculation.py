@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cg_local.speculation import (
-    ASSUMED_GROWTH,
     FIRST_TRUST,
     MAX_AGE_STEPS,
     MAX_MATCH,
@@ -15,6 +14,7 @@ from cg_local.speculation import (
     MIN_MATCH,
     PromptLookup,
     StepCosts,
+    assumed_cost,
     best_draft_length,
 )
 
@@ -143,9 +143,14 @@ def test_untimed_number_lies_on_the_line_through_its_neighbours() -> None:
     assert costs.estimate(19, 1) == pytest.approx(3.6)
 
 
-def test_first_trial_assumes_a_little_more_time_for_each_token() -> None:
-    assert costs_of({1: 2.0}).estimate(3, 1) == pytest.approx(2 * (1 + 2 * ASSUMED_GROWTH))
-    assert costs_of({4: 2.0}).estimate(8, 4) == pytest.approx(2 * (1 + ASSUMED_GROWTH))
+def test_first_trial_assumes_the_costs_of_products() -> None:
+    assert costs_of({1: 2.0}).estimate(3, 1) == pytest.approx(2 * 1.2)
+    assert costs_of({4: 3.0}).estimate(8, 4) == pytest.approx(3 * 2.7 / 1.5)
+
+
+@pytest.mark.parametrize(("num_tokens", "cost"), [(1, 1.0), (4, 1.5), (12, 3.9), (16, 5.1), (24, 7.5)])
+def test_assumed_costs_lie_on_lines_through_the_measured_ones(num_tokens: int, cost: float) -> None:
+    assert assumed_cost(num_tokens) == pytest.approx(cost)
 
 
 def test_trials_grow_from_a_block_to_twice_what_was_tried() -> None:
@@ -190,6 +195,6 @@ def test_time_of_many_tokens_is_asked_for_again_after_a_while() -> None:
     for _ in range(MAX_AGE_STEPS):
         costs.observe(1, 1.0)
 
-    assert best_draft_length([CERTAIN], costs) == 4
-    costs.observe(5, 9.0)
-    assert costs.estimate(5, 1) == 9.0
+    assert best_draft_length([CERTAIN], costs) == 3
+    costs.observe(4, 9.0)
+    assert costs.estimate(4, 1) == 9.0

@@ -27,7 +27,18 @@ with cache_folder.caching_for(Path(__file__).parent):
     from cg_local.kernels.attention import attend, attend_decode, attend_prefill
     from cg_local.kernels.int16_activations import quantize_activations_int16
     from cg_local.kernels.pages import write_pages
-    from cg_local.kernels.products import ADD, GATE, OUT, STORE, STRIDE, run_products, scratch_floats, table_of_jobs
+    from cg_local.kernels.products import (
+        ADD,
+        GATE,
+        OUT,
+        STORE,
+        STRIDE,
+        Quantized,
+        multiply,
+        run_products,
+        scratch_floats,
+        table_of_jobs,
+    )
 
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 # Formats whose products run together in `run_products`, and a function for each format alone.
@@ -42,8 +53,8 @@ _int16 = int16_activations if matmul.INSTRUCTION_SET is not None else portable
 matmul_i8g64_int16 = _int16.matmul_i8g64_int16
 
 _kernels = (
-    attend, block_activations, geglu, matmul_i8g64_int16, quantize_activations, quantize_activations_int16, rms_norm,
-    rope, run_products, write_pages, *MATMUL.values(),
+    attend, block_activations, geglu, matmul_i8g64_int16, multiply, quantize_activations, quantize_activations_int16,
+    rms_norm, rope, write_pages, *MATMUL.values(),
 )  # fmt: skip
 for _kernel in _kernels:
     quick_load.load_quickly(_kernel)
@@ -64,6 +75,7 @@ __all__ = [
     "OUT",
     "STORE",
     "STRIDE",
+    "Quantized",
     "attend_decode",
     "attend_prefill",
     "block_activations",

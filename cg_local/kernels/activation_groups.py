@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, call, splat, splat_constant, vector
@@ -110,6 +110,23 @@ class GroupBuilder:
         for part in picked[1:]:
             total = self.b.add(total, part)
         return self.b.trunc(self.b.mul(total, splat_constant(total.type, -CODEBOOK_OFFSET)), vector(I16, count))
+
+
+@njit(inline="always")
+def address_of(array):
+    """Return where an array begins, signed as addresses are everywhere in the kernels."""
+    return types.int64(array.ctypes.data)
+
+
+@njit(inline="always")
+def group_places(parts, number):
+    """Return where the codes, scale, sum and corrections of one group stand.
+
+    Args:
+        parts: addresses of the four arrays; number: of the group and token, counted through the blocks in `matmul.py`.
+    """
+    codes, scales, sums, corrections = parts
+    return codes + number * GROUP, scales + number * 4, sums + number * 4, corrections + number * (GROUP // 2)
 
 
 @intrinsic

@@ -18,6 +18,8 @@ from cg_local.kernels.activation_groups import (
     LN2_LOW,
     LOG2_E,
     ROUNDING,
+    address_of,
+    group_places,
     quantize_normalized,
     quantize_plain,
 )
@@ -140,13 +142,13 @@ def quantize_activations(x, gain, eps, codes, scales, sums, corrections):
     num_tokens, groups, tokens = x.shape[0], codes.shape[1], codes.shape[2]
     is_normalized = gain.shape[0] > 0
     zeros = np.zeros(GROUP, np.float32)
+    parts = address_of(codes), address_of(scales), address_of(sums), address_of(corrections)
     for row in range(codes.shape[0] * tokens):
         source = x.ctypes.data + row * x.shape[1] * 4
         scale = inverse_rms(x[row], eps) if is_normalized and row < num_tokens else _ONE
         for group in range(groups):
-            at = (row // tokens * groups + group) * tokens + row % tokens
-            code, code_scale = codes.ctypes.data + at * GROUP, scales.ctypes.data + at * 4
-            total, correction = sums.ctypes.data + at * 4, corrections.ctypes.data + at * (GROUP // 2)
+            number = (row // tokens * groups + group) * tokens + row % tokens
+            code, code_scale, total, correction = group_places(parts, number)
             values = source + group * (4 * GROUP)
             if row >= num_tokens:
                 quantize_plain(zeros.ctypes.data, code, code_scale, total, correction)

@@ -345,8 +345,8 @@ def attend_prefill(
     q: Floats, keys: Any, values: Any, block_table: Any, first_position: int, scale: np.float32, out: Floats
 ) -> None:
     """`attend` for many tokens: their blocks run in parallel."""
-    # A product whose rows fill no whole tile leaves padding between tokens.
     address, num_workers = attend_address(keys.dtype), get_num_threads()
+    # A product whose rows fill no whole tile leaves padding between tokens.
     queries = np.ascontiguousarray(q)
     attend(address, num_workers, queries, keys, values, block_table, first_position, scale, False, out)
 

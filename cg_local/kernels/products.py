@@ -7,26 +7,27 @@ does not know layers. Invariant: a tile's result does not depend on the thread t
 Threads take runs of tiles from a common counter instead of fixed halves, so that a thread which loses its core to
 another process for a while does not hold up the others.
 
-The parts of `work` are inlined by Numba: as functions of their own each would be optimized once more.
+The parts of `multiply_units` are inlined by Numba: as functions of their own each would be optimized once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, types
 from numpy.typing import NDArray
 
 from cg_local.kernels import matmul, matmul_four_bits, matmul_six_bits
-from cg_local.kernels.activation_groups import quantize_gated
-from cg_local.kernels.bits import INNER
-from cg_local.kernels.llvm_vectors import I64
+from cg_local.kernels.activation_groups import address_of, group_places, quantize_gated
 from cg_local.kernels.matmul import BLOCK_TOKENS, INSTRUCTION_SET
+from cg_local.kernels.workers import WORKER, load_arguments, pack, run_workers, take, worker_address
 from cg_local.packing import GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS, PackedMatrix, num_tiles
+
+Floats = NDArray[np.float32]
+# Codes, scales, sums and corrections in the block layout of `matmul.py`.
+Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]]
 
 # What becomes of a product: stored, added to what is there, or (first gate, then up) gated and quantized.
 STORE, ADD, GATE = 0, 1, 2
@@ -65,20 +66,10 @@ def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
     return table
 
 
+@cache
 def scratch_floats(padded_tokens: int) -> int:
     """Return how many float32 of scratch memory each worker needs."""
     return SCRATCH_TILES * padded_tokens * TILE_ROWS + (matmul_four_bits.PANEL_BYTES + 64) // 4
-
-
-@intrinsic
-def take(typing_context, counter, count):
-    """Add `count` to the int64 at an address and return what was there before, as one operation for all threads."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-        address, added = arguments
-        return builder.atomic_rmw("add", builder.inttoptr(address, I64.as_pointer()), added, "monotonic")
-
-    return types.intp(types.intp, types.intp), generate
 
 
 if INSTRUCTION_SET is not None:
@@ -91,11 +82,9 @@ if INSTRUCTION_SET is not None:
 
 
 @njit(inline="always")
-def multiply_panels(
-    codes, scales, supers, book, x_codes, x_scales, x_sums, x_corrections, blocks, panel, out, stride
-):  # fmt: skip
+def multiply_panels(codes, scales, supers, book, x, shape, blocks, panel, out, stride):
     """Multiply one c4g32 tile, whose parts stand at the first four addresses, by the first blocks of activations."""
-    groups, tokens = x_codes.shape[1:3]
+    _, groups, tokens = shape
     for first in range(0, groups, _PANEL_GROUPS):
         count = min(_PANEL_GROUPS, groups - first)
         _c4_unpack(codes + first * _C4_BYTES, book, panel, count)
@@ -103,64 +92,60 @@ def multiply_panels(
         following = codes + (first + count) * _C4_BYTES
         panel_scales, panel_supers = scales + first * TILE_ROWS, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
         for block in range(blocks):
-            at = (block * groups + first) * tokens
+            xs, xc, xt, xo = group_places(x, (block * groups + first) * tokens)
             _c4_panel(
-                panel, panel_scales, panel_supers, np.int64(first == 0), following,
-                x_codes.ctypes.data + at * GROUP, x_scales.ctypes.data + at * 4, x_sums.ctypes.data + at * 4,
-                x_corrections.ctypes.data + at * (GROUP // 2), out + block * tokens * stride * 4, count, stride,
+                panel, panel_scales, panel_supers, np.int64(first == 0), following, xs, xc, xt, xo,
+                out + block * tokens * stride * 4, count, stride,
             )  # fmt: skip
 
 
 @njit(inline="always")
-def compute_tile(job, tile, x_codes, x_scales, x_sums, x_corrections, num_tokens, panel, out, stride):
+def compute_tile(job, tile, x, shape, num_tokens, panel, out, stride):
     """Multiply one tile by all blocks of activations.
 
     Args:
         job: int64 [JOB_FIELDS], a row of the table; tile: which 16 rows of its matrix.
-        x_codes, x_scales, x_sums, x_corrections: as in the docstring of `matmul.py`.
+        x: addresses of the activations' four parts; shape: their blocks, groups and tokens of a block.
         num_tokens: of the activations, without those that fill up the last block.
         panel: address of PANEL_BYTES bytes to unpack weights into.
         out: address of the first token's 16 results; stride: floats from one token's to the next. Of the last block
             some tokens that fill it up may be written too.
     """
-    groups, format = job[GROUPS], job[FORMAT]
-    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
+    format = job[FORMAT]
+    blocks, groups, tokens = shape
     codes = job[CODES] + tile * groups * job[CODE_BYTES]
     scales = job[SCALES] + tile * groups * TILE_ROWS
     supers, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
     through_panel = 0
     if format == C4G32 and 1 < tokens <= num_tokens:
         through_panel = num_tokens // tokens
-        multiply_panels(
-            codes, scales, supers, book, x_codes, x_scales, x_sums, x_corrections, through_panel, panel, out, stride
-        )  # fmt: skip
+        multiply_panels(codes, scales, supers, book, x, shape, through_panel, panel, out, stride)
     elif format == I8G64:
         scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
     for block in range(through_panel, blocks):
-        at, y = block * groups * tokens, out + block * tokens * stride * 4
-        x, xs, xc = x_codes.ctypes.data + at * GROUP, x_scales.ctypes.data + at * 4, x_sums.ctypes.data + at * 4
-        xo = x_corrections.ctypes.data + at * (GROUP // 2)
+        y = out + block * tokens * stride * 4
+        xs, xc, xt, xo = group_places(x, block * groups * tokens)
         left = num_tokens - block * tokens
         if format == C4G32:
             if tokens == 1:
-                _c4_one(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+                _c4_one(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
             elif left <= 2:
-                _c4_two(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+                _c4_two(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
             else:
-                _c4_three(codes, scales, supers, book, x, xs, xc, xo, y, groups, stride)
+                _c4_three(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
         elif format == I8G64:
             if tokens == 1:
-                _i8_one(codes, scales, x, xs, xc, y, groups, stride)
+                _i8_one(codes, scales, xs, xc, xt, y, groups, stride)
             elif left <= 2:
-                _i8_two(codes, scales, x, xs, xc, y, groups, stride)
+                _i8_two(codes, scales, xs, xc, xt, y, groups, stride)
             else:
-                _i8_block(codes, scales, x, xs, xc, y, groups, stride)
+                _i8_block(codes, scales, xs, xc, xt, y, groups, stride)
         elif tokens == 1:
-            _i6_one(codes, scales, supers, x, xs, xc, y, groups, stride)
+            _i6_one(codes, scales, supers, xs, xc, xt, y, groups, stride)
         elif left <= 2:
-            _i6_two(codes, scales, supers, x, xs, xc, y, groups, stride)
+            _i6_two(codes, scales, supers, xs, xc, xt, y, groups, stride)
         else:
-            _i6_block(codes, scales, supers, x, xs, xc, y, groups, stride)
+            _i6_block(codes, scales, supers, xs, xc, xt, y, groups, stride)
 
 
 @njit(inline="always")
@@ -173,40 +158,40 @@ def add_tile(results, tile, num_tokens, total):
 
 
 @njit(inline="always")
-def gate_group(results, group, y_codes, y_scales, y_sums, y_corrections):
+def gate_group(results, group, y, shape):
     """Gate 32 rows by 32 others, quantize them and store them as one group of the next product's activations.
 
     Args:
-        results: float32 [4, padded tokens, 16] flattened: two tiles of the gate projection, two of the up projection.
+        results: address of float32 [4, padded tokens, 16]: two tiles of the gate projection, two of the up projection.
         group: which 32 columns of the next product's input.
-        y_codes, y_scales, y_sums, y_corrections: as in the docstring of `matmul.py`.
+        y: addresses of its four parts; shape: its blocks, groups and tokens of a block.
     """
-    blocks, groups, tokens = y_codes.shape[:3]
+    blocks, groups, tokens = shape
     size = blocks * tokens * (4 * TILE_ROWS)
     for row in range(blocks * tokens):
-        first = results.ctypes.data + row * (4 * TILE_ROWS)
-        at = (row // tokens * groups + group) * tokens + row % tokens
-        quantize_gated(
-            first, first + size, 2 * size, y_codes.ctypes.data + at * GROUP, y_scales.ctypes.data + at * 4,
-            y_sums.ctypes.data + at * 4, y_corrections.ctypes.data + at * (GROUP // 2),
-        )  # fmt: skip
+        first = results + row * (4 * TILE_ROWS)
+        codes, scale, total, corrections = group_places(y, (row // tokens * groups + group) * tokens + row % tokens)
+        quantize_gated(first, first + size, 2 * size, codes, scale, total, corrections)
 
 
-@njit(**INNER)
-def work(
-    jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total, y_codes, y_scales, y_sums, y_corrections,
-    results, counter, units, num_workers,
-):  # fmt: skip
-    """Compute units (a tile, or a group of gated columns) until the common counter has run out."""
+@njit(**WORKER)
+def multiply_units(pointer, worker):
+    """Compute units (a tile, or a group of gated columns) until the common counter has run out.
+
+    Args:
+        pointer: of the arguments of `run_products`, as `_multiply` packs them.
+        worker: whose row of the scratch memory to use.
+    """
+    jobs, x, shape, num_tokens, mode, total, y, y_shape, scratch, counter, units, run = load_arguments(pointer)
     parts = SCRATCH_TILES if mode == GATE else 1
-    size = x_codes.shape[0] * x_codes.shape[2] * TILE_ROWS
+    size, own = shape[0] * shape[2] * TILE_ROWS, scratch[worker]
+    results = own.ctypes.data
     # The panel stands behind the results, on a cache line.
-    panel = (results.ctypes.data + SCRATCH_TILES * size * 4 + 63) & ~63
+    panel = (results + SCRATCH_TILES * size * 4 + 63) & ~63
     if mode == GATE:
         # Tokens that fill up the last block: not all are computed, and all are gated.
         for index in range(SCRATCH_TILES * size):
-            results[index] = 0
-    run = max(1, units // (_RUNS * num_workers))
+            own[index] = 0
     while True:
         start = take(counter, run)
         if start >= units:
@@ -218,48 +203,69 @@ def work(
                     tile -= jobs[index, TILES]
                     index += 1
             for part in range(parts):
-                target, stride = results.ctypes.data + part * size * 4, TILE_ROWS
+                target, stride = results + part * size * 4, TILE_ROWS
                 if mode == GATE:
                     index, tile = part // 2, 2 * unit + part % 2
                 elif mode == STORE:
                     target, stride = jobs[index, OUT] + tile * (4 * TILE_ROWS), jobs[index, STRIDE]
-                compute_tile(
-                    jobs[index], tile, x_codes, x_scales, x_sums, x_corrections, num_tokens, panel, target, stride
-                )
+                compute_tile(jobs[index], tile, x, shape, num_tokens, panel, target, stride)
             if mode == GATE:
-                gate_group(results, unit, y_codes, y_scales, y_sums, y_corrections)
+                gate_group(results, unit, y, y_shape)
             elif mode == ADD:
-                add_tile(results, tile, num_tokens, total)
+                add_tile(own, tile, num_tokens, total)
 
 
-@njit(parallel=True, nogil=True, cache=True)
-def run_products(
-    jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total, y_codes, y_scales, y_sums, y_corrections,
-    scratch, num_workers,
+@njit(nogil=True, cache=True, error_model="numpy")
+def multiply(
+    address, jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total,
+    y_codes, y_scales, y_sums, y_corrections, scratch, num_workers,
 ):  # fmt: skip
-    """Multiply quantized activations by every matrix of a table.
-
-    Args:
-        jobs: int64 [num_matrices, JOB_FIELDS]; all matrices have the same number of columns. GATE takes two, the gate
-            projection first, of the same number of rows, a multiple of 32. ADD takes one.
-        x_codes, x_scales, x_sums, x_corrections: the input, as in the docstring of `matmul.py`.
-        num_tokens: of the input, without those that fill up the last block.
-        mode: STORE (float32 at each job's OUT, of padded rows and perhaps of padded tokens too), ADD or GATE.
-        total: float32 [num_tokens, rows]; ADD adds to it.
-        y_codes, y_scales, y_sums, y_corrections: written by GATE, in the same blocks as the input.
-        scratch: float32 [at least num_workers, scratch_floats(padded tokens)].
-        num_workers: how many threads share the tiles; at most Numba's.
-    """
+    """Call `multiply_units`, compiled and found at an address, on the arguments of `run_products`."""
     units = jobs[0, TILES] // 2
     if mode != GATE:
         units = np.int64(0)
         for index in range(jobs.shape[0]):
             units += jobs[index, TILES]
-    # Not np.zeros: Numba would make a parallel region of its own of it.
-    counter = np.empty(1, np.int64)
-    counter[0] = 0
-    for worker in prange(num_workers):
-        work(
-            jobs, x_codes, x_scales, x_sums, x_corrections, num_tokens, mode, total,
-            y_codes, y_scales, y_sums, y_corrections, scratch[worker], counter.ctypes.data, units, num_workers,
-        )  # fmt: skip
+    counter = np.zeros(1, np.int64)
+    x = address_of(x_codes), address_of(x_scales), address_of(x_sums), address_of(x_corrections)
+    y = address_of(y_codes), address_of(y_scales), address_of(y_sums), address_of(y_corrections)
+    run = max(1, units // (_RUNS * num_workers))
+    packed = (
+        jobs, x, x_scales.shape, num_tokens, mode, total, y, y_scales.shape, scratch, address_of(counter), units, run,
+    )  # fmt: skip
+    run_workers(address, pack(packed), min(num_workers, units))
+    # Numba gives memory back after the last line that names it.
+    return counter[0]
+
+
+def run_products(
+    jobs: NDArray[np.int64], x: Quantized, num_tokens: int, mode: int, total: Floats, y: Quantized, scratch: Floats,
+    num_workers: int,
+) -> None:  # fmt: skip
+    """Multiply quantized activations by every matrix of a table.
+
+    Args:
+        jobs: int64 [num_matrices, JOB_FIELDS]; all matrices have the same number of columns. GATE takes two, the gate
+            projection first, of the same number of rows, a multiple of 32. ADD takes one.
+        x: codes, scales, sums and corrections of the input, as in the docstring of `matmul.py`.
+        num_tokens: of the input, without those that fill up the last block.
+        mode: STORE (float32 at each job's OUT, of padded rows and perhaps of padded tokens too), ADD or GATE.
+        total: float32 [num_tokens, rows]; ADD adds to it.
+        y: of the same kind as x and in as many blocks; GATE writes it.
+        scratch: float32 [at least num_workers, scratch_floats(padded tokens)].
+        num_workers: how many threads share the tiles; at most Numba's.
+
+    All arrays lie without gaps in memory.
+    """
+    multiply(products_address(), jobs, *x, num_tokens, mode, total, *y, scratch, num_workers)
+
+
+@cache
+def products_address() -> int:
+    """Return the address of `multiply_units`."""
+    table, floats = types.Array(types.int64, 2, "C"), types.Array(types.float32, 2, "C")
+    parts, shape, number = types.UniTuple(types.int64, 4), types.UniTuple(types.int64, 3), types.int64
+    arguments = (
+        table, parts, shape, number, number, floats, parts, shape, floats, number, number, number,
+    )  # fmt: skip
+    return worker_address(multiply_units, arguments)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cg_local.grammars import GRAMMARS
 from cg_local.languages import language_of
 from cg_local.training import grammars
 from cg_local.training.imports import STATEMENTS
@@ -67,7 +68,7 @@ def structure_of(path: str, lines: list[str], offsets: np.ndarray, max_unit_toke
             return python_structure("".join(lines), offsets, max_unit_tokens, len(lines))
         except (SyntaxError, ValueError, RecursionError):
             return Structure([], [], (0, 0))
-    if language in grammars.GRAMMARS:
+    if language in GRAMMARS:
         return tree_structure(language, [line.encode() for line in lines], offsets, max_unit_tokens)
     return Structure([], [], (0, 0))
 
