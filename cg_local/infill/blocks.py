@@ -30,12 +30,13 @@ class BlockEnd:
         self._body: list[str] = []  # the gap's line and all after it
         self._base = indentation(shape.line_prefix)
         self._level: int | None = None
-        self._is_open = self._is_head = self._is_closing = False
+        self._is_open = self._is_head = self._may_go_on = self._is_closing = False
+        self._is_statement = False  # the gap's line had begun, and the text has gone on with it
         self._word: str | None = None  # the first word of a line that may or may not belong to the block
         self._content_end = 0  # behind the last character that is not blank
         self._end = 0  # where the text ends if the current line is outside
         self._num_blank_lines = 0
-        self._has_closed_top = False
+        self._has_closed_top = self._has_closed = False
 
     @property
     def is_undecided(self) -> bool:
@@ -72,8 +73,11 @@ class BlockEnd:
         end = self._end = self._content_end
         if self._syntax.is_prose:
             return end if character == "#" and end and not self._shape.is_in_fence else None
+        if self._has_closed:
+            self._word, self._has_closed = "", False
+            return self._read_word(character)
         if self._level == 0:
-            return end if self._has_closed_top and self._num_blank_lines else None
+            return end if self._ends_at_top(character) else None
         if column >= self._level or not end:
             return None
         if character in ")]}":
@@ -84,11 +88,17 @@ class BlockEnd:
         self._word = ""
         return self._read_word(character)
 
+    def _ends_at_top(self, character: str) -> bool:
+        """Whether a line that is not indented ends what was begun at the top level of the file."""
+        if self._has_closed_top and self._num_blank_lines:
+            return True
+        return self._is_statement and character not in ")]}" and indentation("".join(self._line)) == 0
+
     def _level_of(self, column: int) -> int:
         """The columns below which a line lies outside of the block, told by its first line after the gap's."""
         shape = self._shape
         if shape.line_prefix.strip(BLANK):
-            return max(self._base, column) if self._is_open else self._base
+            return max(self._base, column)  # deeper: the body of a head, or the rest of a statement
         first = "".join(self._body[:1])
         level = indentation(first) if first.strip(BLANK) else column
         if self._is_open:
@@ -157,7 +167,10 @@ class BlockEnd:
             or (syntax.has_colon_blocks and code.endswith(":"))
             or (syntax.opener is not None and self._opens_words(line))
         )
-        self._is_head = num_brackets > 0 and code.endswith("{") and not _MAY_GO_ON.match(code)
+        self._is_head = num_brackets > 0 and code.endswith("{")
+        self._may_go_on = bool(_MAY_GO_ON.match(code))
+        has_begun = bool(self._shape.line_prefix.strip(BLANK))
+        self._is_statement = has_begun and len(code) > len(self._shape.line_prefix.rstrip(BLANK)) and not self._is_open
 
     def _opens_words(self, line: str) -> bool:
         opener = self._syntax.opener
@@ -170,6 +183,8 @@ class BlockEnd:
         if not self._content_end:
             return None
         self._num_blank_lines += 1
+        if self._has_closed:
+            return self._content_end
         if self._syntax.is_prose and not self._shape.is_in_fence:
             is_heading = self._shape.line_prefix.startswith("#")
             return None if is_heading or not self._is_paragraph() else self._content_end
@@ -190,7 +205,9 @@ class BlockEnd:
         if self._is_closing and not num_brackets and self._is_construct_whole():
             return position
         if stripped[0] in ")]}" and not num_brackets and is_inner and self._is_head:
-            return position
+            if not self._may_go_on:
+                return position
+            self._has_closed = True
         words = syntax.closing is not None and syntax.closing.match(stripped)
         if lead_of(line) == "" and not num_brackets and (stripped[0] == "}" or words):
             self._has_closed_top = not syntax.has_colon_blocks

@@ -6,6 +6,7 @@ shape depends on at most `_CONTEXT_CHARS` characters on each side, so it costs t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cg_local.infill.scanner import Scanner, first_unmatched
@@ -17,6 +18,8 @@ _CONTEXT_LINES = 200
 _CONTEXT_CHARS = 20_000
 # A line that starts with one of these, or with a blank, starts no top-level statement.
 _NO_START = ("", " ", "\t", ")", "]", "}", "#", '"', "'", "<")
+# Their bodies are hardly ever indented: statements within look like top-level ones.
+_UNINDENTED = re.compile(r'(inline )?namespace\b.*\{\s*$|extern "C" \{')
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class GapShape:
         line_floor: how many brackets of `scanner` were opened before the gap's line.
         quote: the string or comment that is open at the gap.
         closes_quote: the text after the gap closes the string that is open at the gap.
+        num_needed: how many brackets the text after the gap closes that nothing before it opened.
         num_closable: how many brackets opened before the gap the middle may close; the text after it closes the rest.
         next_closer: the first closer after the gap whose bracket was opened before it; "" if there is none.
         closer_column: where in `line_suffix` it stands; None where it is not there.
@@ -49,6 +53,7 @@ class GapShape:
     line_floor: int
     quote: str
     closes_quote: bool
+    num_needed: int
     num_closable: int
     next_closer: str
     closer_column: int | None
@@ -76,6 +81,7 @@ def gap_shape(prefix: str, suffix: str, syntax: Syntax) -> GapShape:
         line_floor=line_floor,
         quote=scanner.quote,
         closes_quote=quote_end is not None and scanner.quote not in syntax.line_comments,
+        num_needed=max(0, len(closers) - len(scanner.brackets)),
         num_closable=max(0, len(scanner.brackets) - len(closers)),
         next_closer=closer,
         closer_column=position if not is_whole_lines and position < len(head[0]) else None,
@@ -117,7 +123,8 @@ def _near_prefix(lines: list[str]) -> str:
         if lines[index][:1] not in _NO_START and not lines[index].startswith(
             ("{", "public:", "private:", "protected:")
         ):
-            return "\n".join(lines[index:])
+            start = next((above for above in range(index) if _UNINDENTED.match(lines[above])), index)
+            return "\n".join(lines[start:])
     return "\n".join(lines)
 
 

@@ -95,10 +95,10 @@ class RestOverlap:
     """Follows the rest of the gap's line, with and without the blanks it starts with."""
 
     def __init__(self, line_suffix: str) -> None:
-        """Prepare for the text right of the gap; one character alone repeats nothing, but for a closer."""
+        """Prepare for the text right of the gap; a single letter or digit repeats nothing."""
         rest = line_suffix.rstrip(BLANK)
         bare = rest.lstrip(BLANK)
-        is_telling = len(bare) > 1 or bare in ")]}"
+        is_telling = len(bare) > 1 or not bare.isalnum()
         self._wanted = list(dict.fromkeys((rest, bare))) if bare and is_telling else []
         self._failure = [_failure_of(wanted) for wanted in self._wanted]
         self._sizes = [0] * len(self._wanted)

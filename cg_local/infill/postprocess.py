@@ -77,7 +77,7 @@ class MiddleTrimmer:
         self._raw: list[str] = []
         self._text: list[str] = []
         self._num_shown = self._num_filled = self._line_start = 0
-        self._is_final = self._is_finished = self._is_inner = False
+        self._is_final = self._is_finished = self._is_inner = self._has_cut = False
         # Of each position: the brackets open behind it, and those of them that the file opened.
         self._depths: list[int] = []
         self._floors: list[int] = []
@@ -86,6 +86,7 @@ class MiddleTrimmer:
         self._style = IndentationStyle(prefix, suffix)
         self._lead: str | None = ""
         self._has_return = False
+        self._quote_closed: int | None = None  # where a string was closed last, while none is open
         self._block = BlockEnd(shape, self._syntax)
         self._lines = LineOverlap(
             shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._closes_own
@@ -122,6 +123,7 @@ class MiddleTrimmer:
         if not self._is_finished:
             self._is_finished = True
             self._end_raw()
+            self._cut_open_quote()
             if not self._is_final:
                 self._cut_overlap()
             self._trim_blank_tail()
@@ -216,9 +218,9 @@ class MiddleTrimmer:
         self._lines.feed(position, character)
         self._rest.feed(position, character)
         if character == "\n":
-            stops += [self._overlap_stop(), self._line_stop(position)]
-        if scanner.quote_end is not None and not had_end and self._shape.closes_quote:
-            stops.append(_Stop(scanner.quote_end, "suffix", "suffix_overlap"))
+            stops += [self._overlap_stop(), self._line_stop(position), self._rest_stop()]
+        if self._shape.closes_quote:
+            stops.append(self._quote_stop(position, character, had_end))
         if scanner.num_unmatched > num_unmatched:
             stops.append(self._closer_stop())
         if self.mode == "block":
@@ -233,10 +235,50 @@ class MiddleTrimmer:
     def _stop(self, stop: _Stop) -> None:
         self.stop_reason, self._is_final = stop.reason, stop.is_final
         self._cut(stop.position, stop.name)
+        self._cut_open_quote()
+
+    def _cut_open_quote(self) -> None:
+        """Where the text after the gap closes a string, the middle has to end within one."""
+        if self._quote_closed is not None and self._quote_closed < len(self._text):
+            self._cut(self._quote_closed, "suffix_overlap")
+
+    def _quote_stop(self, position: int, character: str, had_end: bool) -> _Stop | None:
+        """The middle closes the string that the text after the gap closes.
+
+        Where more follows there on the line (`"]`), the middle may go on with another string (`a", "b`).
+        """
+        scanner, quote = self._scanner, self._shape.quote
+        if scanner.quote_end is None:
+            return None
+        rest = self._shape.line_suffix.partition(quote)[2].strip(BLANK)
+        if not had_end:
+            self._quote_closed = scanner.quote_end
+            is_last = len(quote) > 1 or not rest or rest[0] == ","
+            return _Stop(scanner.quote_end, "suffix", "suffix_overlap") if is_last else None
+        if scanner.quote:
+            self._quote_closed = None
+            return None
+        if self._quote_closed is None:
+            self._quote_closed = position
+        elif character in ("\n", rest[0]):
+            return _Stop(self._quote_closed, "suffix", "suffix_overlap")
+        return None
+
+    def _rest_stop(self) -> _Stop | None:
+        """The middle ends its line with all that follows on the gap's line."""
+        start, depth = self._rest.cut(), len(self._scanner.brackets)
+        if start is None or depth > self._line_floor or self._scanner.quote or self._repeats_own(start):
+            return None
+        return _Stop(start, "suffix", "suffix_overlap", is_final=True)
+
+    def _repeats_own(self, start: int) -> bool:
+        """Whether the rest of the gap's line, from `start` on in the text, belongs to what the text opened itself."""
+        return not self._shape.num_needed and self._closes_own(start)
 
     def _cut(self, position: int, name: str) -> None:
         if "".join(self._text[position:]).strip(BLANK):
             self._name(name)
+            self._has_cut = True
         del self._text[position:]
 
     def _closer_stop(self) -> _Stop | None:
@@ -300,6 +342,7 @@ class MiddleTrimmer:
         if is_ending or (shape.closes_quote and self._text[-1:] == ["*"]) or self._block.is_undecided:
             return self._num_shown
         length = len(self._text)
+        length = length if self._quote_closed is None else min(length, self._quote_closed)
         length = min(self._lines.pending(length), self._rest.pending(length), self._repeated.pending(length))
         while length > self._num_shown and self._text[length - 1] in BLANK:
             length -= 1
@@ -325,7 +368,7 @@ class MiddleTrimmer:
             lines.feed(position, character)
             rest.feed(position, character)
         cut = lines.cut()
-        if cut is None and (start := rest.cut()) is not None and not self._closes_own(start):
+        if cut is None and (start := rest.cut()) is not None and not self._repeats_own(start):
             cut = start
         if cut is not None and cut < len(self._text):
             self._cut(cut, "suffix_overlap")
@@ -343,6 +386,7 @@ class MiddleTrimmer:
             self._text[length:] = ["\n", *self._text[length:]]
             length += 1
         if length < len(self._text):
-            if len(self._text) - length > shape.is_whole_lines:
+            # Before what was cut, its own line break is no blank line.
+            if not (self._has_cut and self._text[length:].count("\n") <= 1):
                 self._name("blank_tail")
             del self._text[length:]
