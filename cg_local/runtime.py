@@ -152,7 +152,8 @@ class LocalModel:
         )
 
         def finish(answer: Completion) -> Infill:
-            return Infill(**asdict(_with_prompt(answer, prompt)), mode=trimmer.mode, trimmed=trimmer.trimmed)
+            fields = asdict(_with_prompt(answer, prompt))
+            return Infill(**fields, mode=trimmer.mode, trimmed=trimmer.trimmed, untrimmed=trimmer.raw)
 
         stop_ids = self.tokenizer.infill_stop_ids
         text_stream = stream_text(self._engine, self.tokenizer, prompt.token_ids, params, stop_ids)

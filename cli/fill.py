@@ -16,6 +16,7 @@ from cg_local.cli.render import (
     rounded_logprob,
     speculation_counts,
     timings,
+    write_at_once,
 )
 from cg_local.cli.session import load_model, read_text, sampling
 from cg_local.infill.cursor import STANDARD_INPUT, Gap, SourceText, Target, locate, parse_target
@@ -49,6 +50,7 @@ def fill(
     threads: options.Threads = None,
     kv_dtype: options.OptionalKvDtype = None,
     speculation: options.Speculation = True,
+    untrimmed: options.Untrimmed = False,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
@@ -77,9 +79,11 @@ def fill(
         params=params,
         stream=True,
     )
-    result = follow(stream, AnswerWriter(source.newline, is_silent=json))
+    result = follow(stream, AnswerWriter(source.newline, is_silent=json or untrimmed))
     if json:
-        print_json(_document(place, gap, source, loaded, result))
+        print_json(_document(place, gap, source, loaded, result, untrimmed))
+    elif untrimmed:
+        write_at_once(result.untrimmed, source.newline)
     end_answer(result, is_quiet=json)
 
 
@@ -101,14 +105,18 @@ def _path_for_model(file: str) -> str | None:
         return path.name
 
 
-def _document(place: Target, gap: Gap, source: SourceText, model: LocalModel, result: Infill) -> dict[str, object]:
-    candidate = {
+def _document(
+    place: Target, gap: Gap, source: SourceText, model: LocalModel, result: Infill, untrimmed: bool
+) -> dict[str, object]:
+    candidate: dict[str, object] = {
         "text": result.text.replace("\n", source.newline),
         "stop_reason": result.stop_reason,
         "mean_logprob": rounded_logprob(result.mean_logprob),
         "num_tokens": result.num_tokens,
         "trimmed": list(result.trimmed),
     }
+    if untrimmed:
+        candidate["untrimmed"] = result.untrimmed
     return {
         "file": place.file,
         "line": gap.line,

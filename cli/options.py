@@ -68,6 +68,7 @@ Model = Annotated[
 OptionalScheme = Annotated[
     Optional[Scheme], typer.Option("--scheme", help="How to quantize the embedded model; a model folder has its own.")  # noqa: UP045
 ]
+Untrimmed = Annotated[bool, typer.Option("--untrimmed", help="Print what the model wrote, uncut; with --json both.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document instead of the text.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to write at most.")]
 Temperature = Annotated[

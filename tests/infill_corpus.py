@@ -1,6 +1,6 @@
 """The corpus of cursors in infill_cases/: what stands around a gap, what a model wrote there, and what is kept of it.
 
-A case is a line "=== FILE MODE [STOP; CUTS]: reason" and the text of the file below it. The gap is ⟦kept¦cut⟧: the model
+A case is a line "=== FILE MODE [STOP; CUTS]: reason" and the text of the file below it. The gap is ⟦kept¦cut⟧: a model
 wrote both, and the first part is kept. Where what is kept is no beginning of what was written, it is ⟦written⇒kept⟧.
 ␃ ends a text without a line break, ␍ is a carriage return. A reason may name where users of another tool met the case.
 """

@@ -48,6 +48,7 @@ class BlockEnd:
 
         Args:
             position: of the character.
+            character: one character.
             num_brackets: how many brackets that are open now were opened on the gap's line or after it.
             is_inner: the line started within a string, or within a bracket opened on the gap's line or after it.
         """

@@ -64,6 +64,7 @@ class Scanner:
 
         Args:
             position: of the character; it only grows.
+            character: one character.
             before: the character before it, "" at the start of the text.
         """
         if self._held is not None:
