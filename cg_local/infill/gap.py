@@ -41,6 +41,7 @@ class GapShape:
         next_closer: the first closer after the gap whose bracket was opened before it; "" if there is none.
         closer_column: where in `line_suffix` it stands; None where it is not there.
         is_comment: the gap lies in a comment.
+        ends_comment: it is one that ends with its line, where the gap lies.
         is_in_fence: the gap lies in a fenced part of a text.
     """
 
@@ -58,6 +59,7 @@ class GapShape:
     next_closer: str
     closer_column: int | None
     is_comment: bool
+    ends_comment: bool
     is_in_fence: bool
 
 
@@ -86,6 +88,7 @@ def gap_shape(prefix: str, suffix: str, syntax: Syntax) -> GapShape:
         next_closer=closer,
         closer_column=position if not is_whole_lines and position < len(head[0]) else None,
         is_comment=bool(scanner.quote) and scanner.quote in (*syntax.line_comments, syntax.block_comment[0]),
+        ends_comment=scanner.quote in syntax.line_comments and not is_whole_lines and not head[0].strip(BLANK),
         is_in_fence=syntax.is_prose and sum(line.lstrip(" ").startswith("```") for line in lines[:-1]) % 2 == 1,
     )
 

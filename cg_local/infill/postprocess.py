@@ -18,7 +18,7 @@ from cg_local.infill.blocks import BlockEnd
 from cg_local.infill.gap import choose_mode, gap_shape
 from cg_local.infill.indentation import IndentationStyle, seam
 from cg_local.infill.overlap import LineOverlap, RepeatedLines, RestOverlap
-from cg_local.infill.syntax import BLANK, syntax_of
+from cg_local.infill.syntax import BLANK, CLOSERS, syntax_of
 
 MODES = ("auto", "line", "block")
 
@@ -72,6 +72,7 @@ class MiddleTrimmer:
         self._syntax = syntax_of(path)
         self._shape = shape = gap_shape(prefix, suffix, self._syntax)
         self.mode = choose_mode(shape) if mode == "auto" else mode
+        self._is_automatic = mode == "auto" and shape.ends_comment
         self.stop_reason: str | None = None
         self.trimmed: tuple[str, ...] = ()
         self._raw: list[str] = []
@@ -89,7 +90,7 @@ class MiddleTrimmer:
         self._quote_closed: int | None = None  # where a string was closed last, while none is open
         self._block = BlockEnd(shape, self._syntax)
         self._lines = LineOverlap(
-            shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._closes_own
+            shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._lines_are_own
         )
         self._rest = RestOverlap(shape.line_suffix)
         self._repeated = RepeatedLines()
@@ -205,6 +206,8 @@ class MiddleTrimmer:
         if self.stop_reason is not None:
             return
         scanner, position = self._scanner, len(self._text)
+        if self._is_automatic and not position and character == "\n":
+            self.mode = "block"  # the text leaves the comment at whose end the gap lies
         before = self._text[-1] if self._text else self._shape.line_prefix[-1:]
         num_unmatched, had_end = scanner.num_unmatched, scanner.quote_end is not None
         scanner.feed(position, character, before)
@@ -312,8 +315,7 @@ class MiddleTrimmer:
         if self.mode != "line":
             return None
         shape = self._shape
-        may_lead = not shape.line_suffix.strip(BLANK) and not shape.is_comment
-        if may_lead and not self._num_filled:
+        if not shape.line_suffix.strip(BLANK) and not self._num_filled:
             return None
         return _Stop(position + shape.is_whole_lines, "line", "line")
 
@@ -355,12 +357,17 @@ class MiddleTrimmer:
         depth = self._depths[start - 1]
         return depth > self._floors[start - 1] and min(self._depths[start:], default=depth) < depth
 
+    def _lines_are_own(self, start: int) -> bool:
+        """`_closes_own` for whole lines, unless the text's bracket is the one that the file goes on to fill."""
+        goes_on = self._shape.num_needed and any(line.strip(BLANK + CLOSERS) for line in self._shape.following[:1])
+        return not goes_on and self._closes_own(start)
+
     def _cut_overlap(self) -> None:
         """Cut the tail that repeats whole lines, or the whole rest of the gap's line."""
         lines = LineOverlap(
             self._shape.following if not self._shape.line_suffix.strip(BLANK) else (),
             self._shape.line_prefix,
-            self._closes_own,
+            self._lines_are_own,
         )
         rest = RestOverlap(self._shape.line_suffix)
         del self._depths[len(self._text) :]
