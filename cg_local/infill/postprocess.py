@@ -18,7 +18,7 @@ from cg_local.infill.blocks import BlockEnd
 from cg_local.infill.gap import choose_mode, gap_shape
 from cg_local.infill.indentation import IndentationStyle, seam
 from cg_local.infill.overlap import LineOverlap, RepeatedLines, RestOverlap
-from cg_local.infill.syntax import BLANK, CLOSERS, syntax_of
+from cg_local.infill.syntax import BLANK, syntax_of
 
 MODES = ("auto", "line", "block")
 
@@ -90,7 +90,7 @@ class MiddleTrimmer:
         self._quote_closed: int | None = None  # where a string was closed last, while none is open
         self._block = BlockEnd(shape, self._syntax)
         self._lines = LineOverlap(
-            shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._lines_are_own
+            shape.following if not shape.line_suffix.strip(BLANK) else (), shape.line_prefix, self._repeats_own
         )
         self._rest = RestOverlap(shape.line_suffix)
         self._repeated = RepeatedLines()
@@ -274,10 +274,6 @@ class MiddleTrimmer:
             return None
         return _Stop(start, "suffix", "suffix_overlap", is_final=True)
 
-    def _repeats_own(self, start: int) -> bool:
-        """Whether the rest of the gap's line, from `start` on in the text, belongs to what the text opened itself."""
-        return not self._shape.num_needed and self._closes_own(start)
-
     def _cut(self, position: int, name: str) -> None:
         if "".join(self._text[position:]).strip(BLANK):
             self._name(name)
@@ -357,17 +353,16 @@ class MiddleTrimmer:
         depth = self._depths[start - 1]
         return depth > self._floors[start - 1] and min(self._depths[start:], default=depth) < depth
 
-    def _lines_are_own(self, start: int) -> bool:
-        """`_closes_own` for whole lines, unless the text's bracket is the one that the file goes on to fill."""
-        goes_on = self._shape.num_needed and any(line.strip(BLANK + CLOSERS) for line in self._shape.following[:1])
-        return not goes_on and self._closes_own(start)
+    def _repeats_own(self, start: int) -> bool:
+        """`_closes_own`, unless the file closes a bracket that only the text can have opened."""
+        return not self._shape.num_needed and self._closes_own(start)
 
     def _cut_overlap(self) -> None:
         """Cut the tail that repeats whole lines, or the whole rest of the gap's line."""
         lines = LineOverlap(
             self._shape.following if not self._shape.line_suffix.strip(BLANK) else (),
             self._shape.line_prefix,
-            self._lines_are_own,
+            self._repeats_own,
         )
         rest = RestOverlap(self._shape.line_suffix)
         del self._depths[len(self._text) :]
