@@ -104,12 +104,13 @@ def measure(tasks: Sequence[Task], sandbox: Sandbox, options: argparse.Namespace
     generation_seconds = time.perf_counter() - started
     if options.completions:
         _write_completions(options.completions, tasks, completions)
-    raw = [completion.text for completion in completions]
-    variants = {"raw": raw, f"trimmed_{options.mode}": [trim(t, x, options) for t, x in zip(tasks, raw, strict=True)]}
+    raw = [(completion.text, completion.stop_reason == "stop_id") for completion in completions]
+    trimmed = [trim(task, text, options, ended) for task, (text, ended) in zip(tasks, raw, strict=True)]
     scores = {}
     outcomes_of: dict[tuple[str, str], Outcome] = {}
-    for name, texts in variants.items():
-        scores[name] = score(tasks, texts, run_checks(tasks, texts, sandbox, outcomes_of))
+    for name, answers in {"raw": raw, f"trimmed_{options.mode}": trimmed}.items():
+        texts, ended = [text for text, _ in answers], [is_ended for _, is_ended in answers]
+        scores[name] = score(tasks, texts, run_checks(tasks, texts, sandbox, outcomes_of), ended)
     print_table(scores)
     names = ("backend", "scheme", "order", "with_path", "max_tokens", "mode", "threads", "kv_dtype")
     return {
@@ -137,10 +138,15 @@ def complete(task: Task, generator: Generator, options: argparse.Namespace) -> C
     return Completion(text, stop_reason, len(prompt.token_ids), len(token_ids), seconds)
 
 
-def trim(task: Task, text: str, options: argparse.Namespace) -> str:
-    """Cut a completion as `cg-local fill` does; what is left of it ends with the newline that the gap needs."""
+def trim(task: Task, text: str, options: argparse.Namespace, ended: bool) -> tuple[str, bool]:
+    """Cut a completion as `cg-local fill` does; what is left of it ends with the newline that the gap needs.
+
+    Returns:
+        The text, and whether it ended before the bound on tokens: by a stop of the trimming, or as it was (`ended`).
+    """
     trimmer = MiddleTrimmer(task.prompt, task.suffix, mode=options.mode, path=f"{task.entry_point}.py")
-    return line_prediction(trimmer.push(text) + trimmer.finish())
+    shown = trimmer.push(text)
+    return line_prediction(shown + trimmer.finish()), ended or trimmer.stop_reason is not None
 
 
 def run_checks(
@@ -195,10 +201,12 @@ def _reference_generator(folder: Path, options: argparse.Namespace) -> Generator
 def print_table(scores: Mapping[str, Score]) -> None:
     """Print the figures for a person, to stderr."""
     head = f"{'variant':<14} {'tasks':>5} {'pass@1':>7} {'95 % interval':>15} {'exact':>7} {'exact, no end space':>20}"
+    head += f" {'ended':>7} {'repeats suffix':>15}"
     print(head, file=sys.stderr)
     for name, s in scores.items():
         interval = f"{s.pass_at_1_low:6.2%} - {s.pass_at_1_high:6.2%}"
         rates = f"{s.pass_at_1:7.2%} {interval:>15} {s.exact_match:7.2%} {s.exact_match_stripped:20.2%}"
+        rates += f" {'' if s.ended is None else format(s.ended, '.2%'):>7} {s.repeats_suffix:15.2%}"
         print(f"{name:<14} {s.num_tasks:>5} {rates}", file=sys.stderr)
 
 

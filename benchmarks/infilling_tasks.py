@@ -70,6 +70,8 @@ class Score:
         pass_at_1_low, pass_at_1_high: Wilson's 95 % interval.
         exact_match: completions equal to the canonical solution, every character.
         exact_match_stripped: the same after removing white space at both ends' right side.
+        ended: answers that ended before the bound on their tokens; None where nothing was generated.
+        repeats_suffix: completions that write again what follows the gap; see `repeats_suffix`.
         outcomes: number of programs by how they ended.
     """
 
@@ -79,6 +81,8 @@ class Score:
     pass_at_1_high: float
     exact_match: float
     exact_match_stripped: float
+    ended: float | None
+    repeats_suffix: float
     outcomes: dict[str, int]
 
 
@@ -111,8 +115,24 @@ def line_prediction(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
-def score(tasks: Sequence[Task], completions: Sequence[str], outcomes: Sequence[Outcome]) -> Score:
-    """Compute the figures of one completion for each task."""
+def repeats_suffix(completion: str, suffix: str) -> bool:
+    """Whether a completion ends with the next line of the file, or holds its next two lines one after the other.
+
+    Blank lines and blanks at the ends of lines do not count.
+    """
+    written, following = ([line.rstrip() for line in text.split("\n") if line.strip()] for text in (completion, suffix))
+    if not written or not following:
+        return False
+    return written[-1] == following[0] or following[:2] in [written[i : i + 2] for i in range(len(written) - 1)]
+
+
+def score(
+    tasks: Sequence[Task],
+    completions: Sequence[str],
+    outcomes: Sequence[Outcome],
+    ended: Sequence[bool] | None = None,
+) -> Score:
+    """Compute the figures of one completion for each task; `ended` tells which ended before the bound on tokens."""
     count = len(tasks)
     passed = sum(outcome.passed for outcome in outcomes)
     pairs = [(task.canonical_solution, text) for task, text in zip(tasks, completions, strict=True)]
@@ -124,6 +144,9 @@ def score(tasks: Sequence[Task], completions: Sequence[str], outcomes: Sequence[
         pass_at_1_high=high,
         exact_match=sum(wanted == text for wanted, text in pairs) / count,
         exact_match_stripped=sum(wanted.rstrip() == text.rstrip() for wanted, text in pairs) / count,
+        ended=sum(ended) / count if ended is not None else None,
+        repeats_suffix=sum(repeats_suffix(text, task.suffix) for task, text in zip(tasks, completions, strict=True))
+        / count,
         outcomes=dict(Counter(outcome.reason for outcome in outcomes).most_common()),
     )
 

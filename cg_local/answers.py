@@ -65,13 +65,15 @@ class Infill(Completion):
 
     Attributes:
         mode: "line" or "block", as used.
-        trimmed: names of what was cut: "line", "block", "suffix_overlap", "repetition", "blank_tail".
+        trimmed: names of what was cut, in the order of the cuts; see `infill.postprocess`.
+        untrimmed: the text as the model wrote it, up to where the generation stopped.
         num_copies: how many of the candidates had this text.
         num_parse_errors: of the file with this text in the gap; None where its language is not known.
     """
 
     mode: str = "block"
     trimmed: tuple[str, ...] = ()
+    untrimmed: str = ""
     num_copies: int = 1
     num_parse_errors: int | None = None
 
@@ -82,8 +84,13 @@ Result = TypeVar("Result", bound=Completion)
 class Trimmer(Protocol):
     """Follows the text of an answer, ends it and cuts it (`infill.postprocess.MiddleTrimmer`)."""
 
-    text: str
-    stop_reason: str | None
+    @property
+    def text(self) -> str:
+        """The text so far."""
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the text ends here; None as long as it goes on."""
 
     def push(self, piece: str) -> str:
         """Take the next piece; return what can be shown."""
@@ -93,21 +100,26 @@ class Trimmer(Protocol):
 
 
 class KeepAll:
-    """The trimmer of answers that are shown as they are."""
+    """The trimmer of answers that are shown as they are, but for line breaks: every one becomes "\\n"."""
 
     def __init__(self) -> None:
         """Start with no text."""
         self.text = ""
         self.stop_reason: str | None = None
+        # A model may write other line breaks; whoever writes into a file gives them the file's ending.
+        self._line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
 
     def push(self, piece: str) -> str:
         """Keep and show the piece."""
-        self.text += piece
-        return piece
+        return self._keep(self._line_breaks.decode(piece))
 
     def finish(self) -> str:
-        """Everything has been shown."""
-        return ""
+        """Keep and show a line break that might have been one half of two."""
+        return self._keep(self._line_breaks.decode("", final=True))
+
+    def _keep(self, piece: str) -> str:
+        self.text += piece
+        return piece
 
 
 class AnswerStream(Generic[Result]):
@@ -128,8 +140,6 @@ class AnswerStream(Generic[Result]):
             finish: makes the result out of what every answer has; knows the prompt.
         """
         self._stream, self._trimmer, self._end_ids, self._finish = stream, trimmer, end_ids, finish
-        # A model may write other line breaks; whoever writes into a file gives them the file's ending.
-        self._line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
         self._result: Result | None = None
 
     @property
@@ -184,7 +194,7 @@ class AnswerStream(Generic[Result]):
         except KeyboardInterrupt:
             self._end("interrupted")
             raise
-        shown = self._trimmer.push(self._line_breaks.decode(piece.text))
+        shown = self._trimmer.push(piece.text)
         if self._trimmer.stop_reason is not None:
             self._stream.close()
             shown += self._end(self._trimmer.stop_reason)
@@ -203,7 +213,7 @@ class AnswerStream(Generic[Result]):
             self._end("interrupted")
 
     def _end(self, stop_reason: str) -> str:
-        rest = self._trimmer.push(self._line_breaks.decode("", final=True)) + self._trimmer.finish()
+        rest = self._trimmer.finish()
         self._result = self._finish(_completion(self._trimmer.text, stop_reason, self._stream))
         return rest
 

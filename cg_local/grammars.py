@@ -1,7 +1,7 @@
 """Which package holds the tree-sitter grammar of a language.
 
 Owns the table and the loading of one grammar at its first use. What trees mean is the callers'. Invariant: nothing is
-downloaded and nothing fails: a grammar whose package is not installed (extra `syntax`) is None.
+downloaded and nothing fails: a grammar whose package is not installed (SQL's comes with the extra `syntax`) is None.
 """
 
 from __future__ import annotations

@@ -186,7 +186,8 @@ class LocalModel:
 
     def _infill_stream(self, sequence: Running, prompt: Prompt, trimmer: MiddleTrimmer) -> AnswerStream[Infill]:
         def finish(answer: Completion) -> Infill:
-            return Infill(**vars(_with_prompt(answer, prompt)), mode=trimmer.mode, trimmed=trimmer.trimmed)
+            fields = vars(_with_prompt(answer, prompt))
+            return Infill(**fields, mode=trimmer.mode, trimmed=trimmer.trimmed, untrimmed=trimmer.raw)
 
         return AnswerStream(TextStream(self._engine, self.tokenizer, sequence), trimmer, self._end_ids, finish)
 

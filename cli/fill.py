@@ -48,6 +48,7 @@ def fill(
     context: fill_options.ContextOption = fill_options.Context.auto,
     max_wait: fill_options.MaxWait = None,
     show_prompt: fill_options.ShowPrompt = False,
+    untrimmed: fill_options.Untrimmed = False,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cg_local.cli.app import INTERRUPTED
-from cg_local.cli.render import AnswerWriter, Status, follow, notice, rounded_logprob, write_stdout
+from cg_local.cli.render import AnswerWriter, Status, follow, notice, rounded_logprob, write_at_once, write_stdout
 
 if TYPE_CHECKING:
     from cg_local.answers import Infill
@@ -58,7 +58,7 @@ def ask(model: LocalModel, prompt: FillPrompt, given: FillArguments, source: Sou
     how: dict[str, Any] = prompt.arguments | {"mode": given.mode.value, "params": params}
     if given.candidates == 1:
         stream = model.infill(**how, stream=True)
-        is_silent = given.json or given.explain or given.min_prob > 0
+        is_silent = given.json or given.explain or given.untrimmed or given.min_prob > 0
         result = follow(stream, AnswerWriter(source.newline, is_silent=is_silent))
         return replace(_sifted([result], result, given.min_prob), is_shown=not is_silent)
     candidates = model.infill_candidates(**how, num_candidates=given.candidates)
@@ -93,7 +93,7 @@ def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments
     if given.explain:
         _explain(answers, model)
     elif given.all:
-        _write_all(answers.results, source)
+        _write_all(answers.results, given, source)
     else:
         chosen = answers.results[0]
         if len(answers.results) > 1 and answers.reader.stop_reason != "interrupted" and _has_person():
@@ -104,9 +104,7 @@ def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments
             if picked is None:
                 raise typer.Exit(INTERRUPTED)
             chosen = picked
-        writer = AnswerWriter(source.newline)
-        writer.write(chosen.text)
-        writer.finish()
+        write_at_once(chosen.untrimmed if given.untrimmed else chosen.text, source.newline)
 
 
 def refuse_unsure(answers: FillAnswers, min_prob: float) -> None:
@@ -129,6 +127,8 @@ def candidate_document(result: Infill, model: LocalModel, given: FillArguments, 
         "num_tokens": result.num_tokens,
         "trimmed": list(result.trimmed),
     }
+    if given.untrimmed:
+        document["untrimmed"] = result.untrimmed
     if given.candidates > 1:
         errors = result.num_parse_errors
         document |= {"num_copies": result.num_copies, "parses": None if errors is None else errors == 0}
@@ -150,7 +150,7 @@ def _explain(answers: FillAnswers, model: LocalModel) -> None:
         write_stdout(explanation(explained_tokens(result, model.tokenizer), ink))
 
 
-def _write_all(results: list[Infill], source: SourceText) -> None:
+def _write_all(results: list[Infill], given: FillArguments, source: SourceText) -> None:
     """Write all candidates: with titles on a terminal; into a pipe as they are, separated by NUL characters."""
     is_terminal = sys.stdout.isatty()
     for number, result in enumerate(results, 1):
@@ -158,9 +158,7 @@ def _write_all(results: list[Infill], source: SourceText) -> None:
             write_stdout(f"{_title(number, result, len(results))}\n")
         elif number > 1:
             write_stdout("\0")
-        writer = AnswerWriter(source.newline)
-        writer.write(result.text)
-        writer.finish()
+        write_at_once(result.untrimmed if given.untrimmed else result.text, source.newline)
 
 
 def _title(number: int, result: Infill, total: int) -> str:

@@ -18,6 +18,7 @@ Target = Annotated[
 Path = Annotated[Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")]  # noqa: UP045
 ModeOption = Annotated[Mode, typer.Option("--mode", help="How much to write: the line, the block, or what fits.")]
 OrderOption = Annotated[Order, typer.Option("--order", help="Order of the prompt; spm is experimental.")]
+Untrimmed = Annotated[bool, typer.Option("--untrimmed", help="Print what the model wrote, uncut; with --json both.")]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
 ]
@@ -120,6 +121,7 @@ class FillArguments:
     context: Context
     max_wait: str | None
     show_prompt: bool
+    untrimmed: bool
     json: bool
 
     def prompt_tokens(self, model: str) -> int:

@@ -151,6 +151,13 @@ class AnswerWriter:
             write_stdout(pending.replace("\n", self._newline))
 
 
+def write_at_once(text: str, newline: str) -> None:
+    """Write a whole answer, whatever its line breaks, with the file's."""
+    writer = AnswerWriter(newline)
+    writer.write(text.replace("\r\n", "\n"))
+    writer.finish()
+
+
 def follow(stream: AnswerStream[Answer], writer: AnswerWriter) -> Answer:
     """Write a stream's pieces as they come; an interrupt ends it and keeps what there is.
 

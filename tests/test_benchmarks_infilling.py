@@ -14,7 +14,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import humaneval_infilling
-from infilling_tasks import Task, line_prediction, read_tasks, score, wilson_interval
+from infilling_tasks import Task, line_prediction, read_tasks, repeats_suffix, score, wilson_interval
 from sandbox import Outcome, Sandbox
 
 TASK = Task(
@@ -95,9 +95,11 @@ def test_only_a_right_completion_passes() -> None:
 def test_score_equals_hand_computed_values() -> None:
     completions = ["    z = x * y\n", "    z = x * y  ", "    z = x + x\n", ""]
 
-    figures = score([TASK] * 4, completions, [PASSED, FAILED, PASSED, FAILED])
+    figures = score([TASK] * 4, completions, [PASSED, FAILED, PASSED, FAILED], [True, True, True, False])
 
     assert (figures.pass_at_1, figures.exact_match, figures.exact_match_stripped) == (0.5, 0.25, 0.5)
+    assert (figures.ended, figures.repeats_suffix) == (0.75, 0.0)
+    assert score([TASK], ["    return z\n"], [FAILED]).repeats_suffix == 1.0
     assert figures.outcomes == {"passed": 2, "AssertionError": 2}
 
 
@@ -116,7 +118,31 @@ def test_trimmed_completion_is_the_first_line_with_its_newline() -> None:
     blank_next = replace(TASK, suffix="\n    return z\n")
 
     for task in (TASK, blank_next, replace(TASK, suffix="")):
-        assert humaneval_infilling.trim(task, "    z = x * y\n    return z\n", options) == "    z = x * y\n"
+        trimmed = humaneval_infilling.trim(task, "    z = x * y\n    return z\n", options, ended=False)
+        assert trimmed == ("    z = x * y\n", True)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_trimming_that_finds_no_stop_leaves_open_whether_the_answer_ended(ended: bool) -> None:
+    options = humaneval_infilling.parse_options(["--data", "x", "--mode", "line"])
+    assert humaneval_infilling.trim(TASK, "    z = x * y", options, ended) == ("    z = x * y\n", ended)
+
+
+@pytest.mark.parametrize(
+    ("completion", "repeats"),
+    [
+        ("    z = 1\n", False),
+        ("", False),
+        ("    z = 1\n    return z\n", True),
+        ("    z = 1\n\n    return z  \n\n", True),
+        ("    return z\n    z = 1\n", False),
+        ("    return z\n\nprint(1)\n    z = 1\n", True),
+        ("    return z\n", True),
+    ],
+)
+def test_repeated_suffix_is_found(completion: str, repeats: bool) -> None:
+    assert repeats_suffix(completion, "    return z\n\nprint(1)\n") is repeats
+    assert repeats_suffix(completion, "\n") is False
 
 
 def test_checks_are_not_run_twice_for_the_same_text() -> None:
@@ -143,6 +169,8 @@ def test_run_on_a_toy_model_reports_everything(
     assert result["settings"]["backend"] == backend
     assert result["tasks"] == {"kind": "SingleLineInfilling", "num_tasks": 2, "num_published": 1033}
     assert result["scores"].keys() == {"raw", "trimmed_line"}
+    reasons = result["generation"]["stop_reasons"]
+    assert result["scores"]["raw"]["ended"] == reasons.get("stop_id", 0) / 2
     assert len(result["model"]["sha256"]) == 64
     assert len(written.read_text().splitlines()) == 2
 

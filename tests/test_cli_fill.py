@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import command_line
@@ -49,6 +50,18 @@ def test_answer_is_the_models_infill_and_nothing_else(home: Path, folder: Path, 
     expected = model.infill(prefix, suffix, "a.py", params=PARAMS).text
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected, b"")
     assert home.joinpath("a.py").read_text() == SOURCE
+
+
+def test_what_the_model_wrote_is_shown_on_request(home: Path, folder: Path, model: LocalModel) -> None:
+    prefix, suffix = SOURCE[: SOURCE.index("\n    return")], "\n    return y\n"
+    tried = (replace(PARAMS, seed=seed) for seed in range(200))
+    answers = ((params.seed, model.infill(prefix, suffix, "a.py", mode="line", params=params)) for params in tried)
+    seed, expected = next((seed, answer) for seed, answer in answers if answer.untrimmed != answer.text)
+    assert expected.untrimmed.startswith(expected.text)
+    options = ("a.py:2", "--model", str(folder), "--mode", "line", "--untrimmed", *LIVELY, "--seed", str(seed))
+    assert command_line.run("fill", *options, home=home).stdout.decode() == expected.untrimmed
+    (candidate,) = json.loads(command_line.run("fill", *options, "--json", home=home).stdout)["candidates"]
+    assert (candidate["text"], candidate["untrimmed"]) == (expected.text, expected.untrimmed)
 
 
 def test_document_has_the_agreed_members(home: Path, folder: Path, model: LocalModel) -> None:

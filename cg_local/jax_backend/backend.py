@@ -6,7 +6,6 @@ ends and is cut by the same rules, and from the same prompt, as the engine's.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +188,6 @@ class RowText:
     def __init__(self, tokenizer: Tokenizer, trimmer: Trimmer, max_tokens: int) -> None:
         self._tokenizer, self._trimmer = tokenizer, trimmer
         self._decoder = tokenizer.stream_decoder()
-        self._line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
         self._logprobs: list[float] = []
         self._num_tokens = 0
         self._stop_reason = "max_tokens"
@@ -202,14 +200,14 @@ class RowText:
             self._stop_reason = "eos" if token_id in ends else "separator"
             return False
         self._num_tokens += 1
-        self._trimmer.push(self._line_breaks.decode(self._decoder.push(token_id)))
+        self._trimmer.push(self._decoder.push(token_id))
         if self._trimmer.stop_reason is not None:
             self._stop_reason = self._trimmer.stop_reason
         return self._trimmer.stop_reason is None
 
     def finish(self, prompt_tokens: int, truncated: bool) -> Answer:
         """Return the answer."""
-        self._trimmer.push(self._line_breaks.decode(self._decoder.flush(), final=True))
+        self._trimmer.push(self._decoder.flush())
         self._trimmer.finish()
         mean = float(np.mean(self._logprobs)) if self._logprobs else None
         return Answer(self._trimmer.text, self._stop_reason, self._num_tokens, prompt_tokens, mean, truncated)
