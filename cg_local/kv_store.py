@@ -42,6 +42,9 @@ _MAGIC = b"CGLKV\x01\r\n"
 _HEADER = struct.Struct("<8s32sIQIIQ")
 _SUFFIX, _UNFINISHED = ".kv", ".tmp"
 
+CONVERSATIONS, FILLS = "conversations", "fills"
+"""What pages are kept for; they lie apart, so that a person sees and clears the one or the other."""
+
 ReadPage = Callable[[int, memoryview], None]
 ShouldStop = Callable[[], bool]
 _log = logging.getLogger(__name__)
@@ -55,12 +58,14 @@ class PageKind:
         digest: 32 bytes that stand for the model and for everything else that decides on the pages' bits.
         label: the model's name for people.
         page_size: tokens of a page; page_bytes: its K and V in all layers.
+        use: CONVERSATIONS or FILLS; the digest stands for it too.
     """
 
     digest: bytes
     label: str
     page_size: int
     page_bytes: int
+    use: str = CONVERSATIONS
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class StoreEntry:
         folder: where it lies.
         num_segments, num_bytes: files and their size.
         used_at: seconds since 1970, when a segment was last read or written.
+        use: CONVERSATIONS or FILLS.
     """
 
     label: str
@@ -97,6 +103,7 @@ class StoreEntry:
     num_segments: int
     num_bytes: int
     used_at: float
+    use: str
 
 
 class KVStore:
@@ -171,7 +178,7 @@ class KVStore:
             num_pages = min(num_pages, self._limit() // kind.page_bytes)
             if num_pages <= 0:
                 return 0
-            _make_folder(self._kind_folder(kind), kind.label)
+            _make_folder(self._kind_folder(kind), f"{kind.label}\n{kind.use}")
             written = self._write_segment(kind, _packed(token_ids), (first, num_pages), read_page, should_stop)
             self.shrink()
         except OSError as error:
@@ -184,18 +191,17 @@ class KVStore:
         entries = []
         for folder in _subfolders(self.folder):
             files = _segments(folder)
-            try:
-                label = folder.joinpath("label").read_text(encoding="utf-8").strip()
-            except (OSError, ValueError):
-                label = "?"
+            label, use = _label_and_use(folder)
             used_at = max((status.st_mtime for _, status in files), default=0.0)
-            entries.append(StoreEntry(label, folder, len(files), sum(s.st_size for _, s in files), used_at))
+            entries.append(StoreEntry(label, folder, len(files), sum(s.st_size for _, s in files), used_at, use))
         return sorted(entries, key=lambda entry: -entry.used_at)
 
-    def clear(self) -> int:
-        """Remove everything; return the bytes that were freed."""
+    def clear(self, use: str | None = None) -> int:
+        """Remove what is kept for one use, or everything; return the bytes that were freed."""
         freed = 0
         for folder in _subfolders(self.folder):
+            if use is not None and _label_and_use(folder)[1] != use:
+                continue
             for path, status in _segments(folder):
                 freed += status.st_size if _remove(path) else 0
             shutil.rmtree(folder, ignore_errors=True)
@@ -338,11 +344,21 @@ def _remove(path: Path) -> bool:
 
 def _make_folder(folder: Path, label: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # The tokens of conversations stand in the files.
+    # The tokens of conversations and source files stand in the files.
     for each in (folder.parent, folder):
         os.chmod(each, 0o700)
     if not folder.joinpath("label").exists():
         folder.joinpath("label").write_text(f"{label}\n", encoding="utf-8")
+
+
+def _label_and_use(folder: Path) -> tuple[str, str]:
+    """Read what a folder's pages are, as `_make_folder` wrote it; folders of one line are of conversations."""
+    try:
+        lines = folder.joinpath("label").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    label, use, *_ = [*lines, "?", CONVERSATIONS] if len(lines) != 1 else [*lines, CONVERSATIONS]
+    return label, use
 
 
 def _subfolders(folder: Path) -> list[Path]:

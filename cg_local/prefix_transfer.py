@@ -22,7 +22,7 @@ from cg_local import kernels
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError
 from cg_local.kv_cache import KVCache, page_bytes
-from cg_local.kv_store import KVStore, PageKind, ShouldStop
+from cg_local.kv_store import CONVERSATIONS, KVStore, PageKind, ShouldStop
 
 LAYOUT_VERSION = 1
 """Counted up when the bytes of a page come to mean something else."""
@@ -37,14 +37,15 @@ class PrefixTransfer:
         engine: whose pool.
         store: the files.
         label: the model's name for people.
+        use: what the pages are kept for (see `kv_store`).
 
     Attributes:
         kind: what pages in the store must have been written for.
     """
 
-    def __init__(self, engine: Engine, store: KVStore, label: str) -> None:
+    def __init__(self, engine: Engine, store: KVStore, label: str, use: str = CONVERSATIONS) -> None:
         self._engine, self._store = engine, store
-        self.kind = page_kind(engine, label)
+        self.kind = page_kind(engine, label, use)
 
     def restore(self, token_ids: Sequence[int]) -> int:
         """Bring the stored pages of a prompt into the pool, so that `Engine.add` finds them; only between two steps.
@@ -105,7 +106,7 @@ class PrefixTransfer:
                 return
 
 
-def page_kind(engine: Engine, label: str) -> PageKind:
+def page_kind(engine: Engine, label: str, use: str = CONVERSATIONS) -> PageKind:
     """Return what pages in the store must have been written for, to be this engine's.
 
     Two engines share pages if they compute the same bits: the same weights, roundings, instructions and code.
@@ -113,6 +114,7 @@ def page_kind(engine: Engine, label: str) -> PageKind:
     Args:
         engine: whose pages.
         label: the model's name for people.
+        use: what they are kept for.
     """
     model, cache = engine.model, engine.cache
     metadata = model.folder.metadata
@@ -126,9 +128,11 @@ def page_kind(engine: Engine, label: str) -> PageKind:
         "compiler": [numba.__version__, llvmlite.__version__],
         "code": _code_digest(),
     }
+    if use != CONVERSATIONS:
+        parts["use"] = use
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
     size = page_bytes(model.config, cache.page_size, cache.dtype)
-    return PageKind(digest, f"{label} ({model.folder.scheme}, {cache.dtype})", cache.page_size, size)
+    return PageKind(digest, f"{label} ({model.folder.scheme}, {cache.dtype})", cache.page_size, size, use)
 
 
 def _get(cache: KVCache, page_id: int, out: memoryview) -> None:

@@ -13,6 +13,7 @@ Source: CodeGemma report (arXiv 2406.11409), figures 2 and 4; ai.google.dev/gemm
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,8 +30,11 @@ ROLES = {"system": "system", "user": "user", "assistant": "model", "model": "mod
 PREFIX_SHARE = 3 / 4
 """The prefix's part of a budget too small for both sides; llama.cpp's server splits its batch the same way."""
 
+STEADY_SHARE = 1 / 8
+"""The part of a prefix too long for its budget that may be given up so that its cut stays where it is."""
+
 CHARACTERS_PER_TOKEN = 4
-"""First guess of how much text fills a budget. Code has 3 to 4; a wrong guess costs time only."""
+"""First guess of how much text fills a budget; code has 3 to 4."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def infill_prompt(
     experimental: the report says that the model knows it, and its exact form is not published.
 
     What does not fit is left out in this order: context files from the first (farthest) on, then the lines farthest
-    from the gap, then the path line. A line is cut inside only if it alone exceeds the budget.
+    from the gap, then the path line. A line is cut inside only if it alone exceeds the budget. The kept prefix begins
+    with the same line while the gap moves on a little, so that its K and V can be used again.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -120,7 +125,7 @@ def infill_prompt(
         omitted.append(f"path line of {len(path_ids):,} tokens")
         path_ids = []
     room -= len(path_ids)
-    kept_before = _cut_to_end(tokenizer, before, max(int(room * PREFIX_SHARE), room - len(after)))
+    kept_before = _cut_steadily(tokenizer, before, max(int(room * PREFIX_SHARE), room - len(after)))
     kept_after = _cut_to_start(tokenizer, after, room - len(kept_before))
     files, file_ids = _nearest_files(tokenizer, context, room - len(kept_before) - len(kept_after))
     if len(files) < len(context):
@@ -138,7 +143,7 @@ def complete_prompt(tokenizer: Tokenizer, text: str, *, max_prompt_tokens: int) 
 
     Args:
         tokenizer: the model's tokenizer.
-        text: the text to continue; "" asks for a text from nothing.
+        text: the text to continue; may be "".
         max_prompt_tokens: most ids the prompt may have.
 
     Raises:
@@ -208,8 +213,8 @@ def chat_prompt(
         )
     if not first:
         return Prompt(token_ids)
-    left_out, total_tokens = sum(map(len, encoded[:first])), sum(map(len, encoded))
-    notice = f"the oldest {first} of {len(turns)} turns ({left_out:,} of {total_tokens:,} tokens)"
+    sizes = [len(turn) for turn in encoded]
+    notice = f"the oldest {first} of {len(turns)} turns ({sum(sizes[:first]):,} of {sum(sizes):,} tokens)"
     return replace(_prompt(token_ids, (), [notice], max_prompt_tokens), omitted_turns=first)
 
 
@@ -251,7 +256,7 @@ def _join(*texts: str) -> str:
 
 def _turn_ids(tokenizer: Tokenizer, role: str, text: str, text_ids: Sequence[int] | None = None) -> list[int]:
     """Return one finished turn; `text_ids` stand for the text where they are given."""
-    ends = (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id)
+    ends = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
     # A newline is a piece of its own and no text starts with one, so this border is one of tokenization too.
     content = tokenizer.encode(f"{role}\n{text}") if text_ids is None else [*tokenizer.encode(f"{role}\n"), *text_ids]
     return [ends[0], *content, ends[1], *tokenizer.encode("\n")]
@@ -269,8 +274,8 @@ def _path_line(path: str | None) -> str:
 def _encode_end(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
     """Encode the end of a text: all of it if that is at most `limit` ids, else more than `limit` ids.
 
-    Only as much is encoded as the limit may need, because a file of 100,000 lines takes seconds. The first line of an
-    excerpt may have other ids than in the whole text; `_cut_to_end` drops it unless that line alone exceeds the budget.
+    A file of 100,000 lines would take seconds. The first line of an excerpt may have other ids than in the whole text;
+    `_cut_to_end` drops it unless that line alone exceeds the budget.
     """
     num_characters = CHARACTERS_PER_TOKEN * max(limit, MIN_TEXT_TOKENS)
     while num_characters < len(text):
@@ -297,8 +302,7 @@ def _cut_to_end(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[
 
     Newlines are pieces of their own, so ids from behind a newline on are the encoding of the text from there on.
     """
-    start = max(len(token_ids) - limit, 0)
-    if start == 0:
+    if (start := max(len(token_ids) - limit, 0)) == 0:
         return token_ids
     for border in range(start, len(token_ids)):
         if tokenizer.token_bytes(token_ids[border - 1]).endswith(b"\n"):
@@ -306,6 +310,22 @@ def _cut_to_end(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[
     while start < len(token_ids) and _is_inside_character(tokenizer, token_ids[start]):
         start += 1
     return token_ids[start:]
+
+
+def _cut_steadily(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[int]:
+    """Return at most `limit` of the last ids, from a line on that calls with a little more text choose too.
+
+    Of the first lines that `_cut_to_end` keeps, the least by its own text alone: not indented, smallest checksum.
+    """
+    kept = _cut_to_end(tokenizer, token_ids, limit)
+    num_spare = int(limit * STEADY_SHARE) if len(kept) < len(token_ids) else 0
+    lines, start, line = list[tuple[bool, int, int]](), 0, b""
+    for place, token_id in enumerate(kept[:num_spare], 1):
+        line += tokenizer.token_bytes(token_id)
+        if line.endswith(b"\n"):
+            lines.append((line[:1] in b" \t\n", zlib.crc32(line), start))
+            start, line = place, b""
+    return kept[min(lines)[2] :] if lines else kept
 
 
 def _cut_to_start(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
@@ -23,6 +23,7 @@ from cg_local.engine import Engine
 from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
 from cg_local.generation import stream_text
 from cg_local.infill.postprocess import MiddleTrimmer
+from cg_local.kv_store import CONVERSATIONS, FILLS, KVStore
 from cg_local.memory import available_bytes, check_memory, memory_need
 from cg_local.model import Model
 from cg_local.model_folder import ModelFolder, open_model_folder
@@ -32,7 +33,6 @@ from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from cg_local.kv_store import KVStore
     from cg_local.prefix_transfer import PrefixTransfer
 
 Notice = Callable[[str], None]
@@ -64,8 +64,10 @@ class LocalModel:
         self.is_chat_model = folder.is_chat_model
         self.load_seconds = 0.0
         self._engine = engine
-        self._transfer: PrefixTransfer | None = None
-        self._last_chat: tuple[list[int], AnswerStream[Completion]] | None = None
+        self._store: KVStore | None = None
+        self._transfers: dict[str, PrefixTransfer] = {}
+        self._last_use = ""
+        self._last_ids: Callable[[], list[int]] = list
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits after each token, float32 [num_tokens, vocab_size].
@@ -152,8 +154,9 @@ class LocalModel:
         )
 
         def finish(answer: Completion) -> Infill:
-            return Infill(**asdict(_with_prompt(answer, prompt)), mode=trimmer.mode, trimmed=trimmer.trimmed)
+            return Infill(**vars(_with_prompt(answer, prompt)), mode=trimmer.mode, trimmed=trimmer.trimmed)
 
+        self._restore(FILLS, prompt)
         stop_ids = self.tokenizer.infill_stop_ids
         text_stream = stream_text(self._engine, self.tokenizer, prompt.token_ids, params, stop_ids)
         answers = AnswerStream(text_stream, trimmer, self._end_ids, finish)
@@ -234,26 +237,24 @@ class LocalModel:
             prompt = messages.prompt(self.tokenizer, max_prompt_tokens=room)
         else:
             prompt = chat_prompt(self.tokenizer, messages, max_prompt_tokens=room)
-        if self._transfer is not None:
-            self._transfer.restore(prompt.token_ids)
+        self._restore(CONVERSATIONS, prompt)
         answers = self._answer(prompt, params, self.tokenizer.chat_stop_ids)
-        self._last_chat = prompt.token_ids, answers
+        self._last_ids = lambda: [*prompt.token_ids, *answers.token_ids]
         return answers if stream else _exhaust(answers)
 
     def use_kv_store(self, store: KVStore) -> None:
-        """Let chat prompts find the K and V that an earlier process left on disk; the answers stay the same.
+        """Let prompts of chats and fills find the K and V that an earlier process left on disk; answers stay the same.
 
         Args:
             store: where they lie; `save_prefix` writes there.
         """
-        from cg_local.prefix_transfer import PrefixTransfer
-
-        self._transfer = PrefixTransfer(self._engine, store, self.name)
+        self._store, self._transfers = store, {}
 
     def save_prefix(self, should_stop: Callable[[], bool] = lambda: False) -> int:
-        """Write K and V of the last chat prompt and its answer to the store, as far as they are new there.
+        """Write K and V of the last prompt to the store, as far as they are computed and new there.
 
-        To be called when the answer has been shown; nothing else may use the model meanwhile.
+        With a chat's goes its answer, which the next prompt holds. To be called when the answer has been shown;
+        nothing else may use the model meanwhile.
 
         Args:
             should_stop: asked before each page of 16 tokens; what is written until then is kept.
@@ -261,10 +262,24 @@ class LocalModel:
         Returns:
             Bytes written; 0 without a store, and where the disk could not be written.
         """
-        if self._transfer is None or self._last_chat is None:
-            return 0
-        prompt_ids, answers = self._last_chat
-        return self._transfer.save([*prompt_ids, *answers.token_ids], should_stop)
+        transfer = self._transfer_of(self._last_use)
+        return transfer.save(self._last_ids(), should_stop) if transfer is not None else 0
+
+    def _restore(self, use: str, prompt: Prompt) -> None:
+        """Bring what the store knows of a prompt, and remember the prompt for `save_prefix`."""
+        transfer = self._transfer_of(use)
+        self._last_use, self._last_ids = use, lambda: prompt.token_ids
+        if transfer is not None:
+            transfer.restore(prompt.token_ids)
+
+    def _transfer_of(self, use: str) -> PrefixTransfer | None:
+        if self._store is None or not use:
+            return None
+        if use not in self._transfers:
+            from cg_local.prefix_transfer import PrefixTransfer
+
+            self._transfers[use] = PrefixTransfer(self._engine, self._store, self.name, use)
+        return self._transfers[use]
 
     @property
     def _end_ids(self) -> frozenset[int]:

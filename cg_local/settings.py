@@ -129,7 +129,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("vi", "flag", ("chat",), "the keys of vi instead of emacs"),
         Setting("markdown", "flag", ("chat",), "Markdown and colours on a terminal"),
         Setting("verbose", "flag", ("chat",), "show what each answer took"),
-        Setting("kv_cache_size", "size", ("chat",), "of the folder that lets conversations go on quickly; 0: none"),
+        Setting("kv_cache_size", "size", ("chat", "fill"), "of the K and V kept on disk; 0: none"),
     )
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -17,20 +18,29 @@ if TYPE_CHECKING:
 _DAY_SECONDS = 86_400
 
 
+class Use(str, Enum):
+    """What K and V are kept for."""
+
+    conversations = "conversations"
+    fills = "fills"
+
+
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove the K and V of all conversations.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the K and V of all conversations and fills.")] = False,
+    only: Annotated[Optional[Use], typer.Option("--only", help="Show and clear these alone.")] = None,  # noqa: UP045
     json: options.Json = False,
 ) -> None:
-    """Show what the cache folder holds: K and V of conversations, and quantized copies of embedded models.
+    """Show what the cache folder holds: K and V of conversations and fills, and quantized copies of embedded models.
 
     Nothing in it is needed: what is missing is computed again. K and V go by themselves, those used longest ago first;
     `cg-local config set kv_cache_size 1GiB` sets how much they may take, never more than a tenth of the free disk.
-    Conversations can be read off them; `cg-local sessions rm` does not reach them, --clear does.
+    Conversations and source files can be read off them; `cg-local sessions rm` does not reach them, --clear does.
 
     \b
     Examples:
       cg-local cache
       cg-local cache --clear
+      cg-local cache --clear --only fills
     """
     from cg_local.kv_store import KVStore
     from cg_local.memory import readable_size
@@ -38,8 +48,8 @@ def cache(
 
     store = KVStore(kv_folder())
     if clear:
-        notice(f"{store.folder}: {readable_size(store.clear())} freed")
-    entries = store.entries()
+        notice(f"{store.folder}: {readable_size(store.clear(only.value if only else None))} freed")
+    entries = [entry for entry in store.entries() if only is None or entry.use == only.value]
     copies = [path for path in sorted(cache_folder().glob("*")) if path.is_dir() and path != store.folder]
     if json:
         print_json(_document(store.folder, entries, copies))
@@ -48,7 +58,8 @@ def cache(
     for entry in entries:
         age = (time.time() - entry.used_at) / _DAY_SECONDS
         used = "used today" if age < 1 else f"used {age:.0f} days ago"
-        lines.append(f"  {readable_size(entry.num_bytes):>10}  {entry.num_segments:>4} files  {entry.label}, {used}")
+        of_what = f"{entry.num_segments:>4} files of {entry.use:<13}"
+        lines.append(f"  {readable_size(entry.num_bytes):>10}  {of_what}  {entry.label}, {used}")
     total = sum(entry.num_bytes for entry in entries)
     lines.append(f"  {readable_size(total):>10}  {sum(entry.num_segments for entry in entries):>4} files in all")
     if copies:
@@ -65,6 +76,7 @@ def _document(folder: Path, entries: list[StoreEntry], copies: list[Path]) -> di
             "entries": [
                 {
                     "label": entry.label,
+                    "use": entry.use,
                     "path": str(entry.folder),
                     "num_files": entry.num_segments,
                     "num_bytes": entry.num_bytes,

@@ -14,13 +14,12 @@ from cg_local.cli.chat_options import ChatArguments
 from cg_local.cli.one_shot import Answerer, answer_once
 from cg_local.cli.render import notice
 from cg_local.cli.request import prepare, wants_one_answer
-from cg_local.cli.session import load_model
+from cg_local.cli.session import kv_store, load_model
 
 if TYPE_CHECKING:
     from cg_local.cli.repl.chat_state import Chat
     from cg_local.cli.repl.editor import QuestionEditor
     from cg_local.cli.repl.settings import ChatSettings
-    from cg_local.kv_store import KVStore
     from cg_local.runtime import LocalModel
     from cg_local.sessions import SavedSession, SessionRecorder
 
@@ -129,19 +128,6 @@ def _answerer(
         recorder.resume(saved)
     conversation = Conversation(saved.messages if saved is not None else ())
     return Answerer(model, conversation, recorder, given.max_tokens, given.sampling)
-
-
-def kv_store(size: str) -> KVStore:
-    """Return the store of K and V in the user's cache folder.
-
-    Args:
-        size: what it may take, such as "4 GiB"; "0" for nothing.
-    """
-    from cg_local.kv_store import KVStore
-    from cg_local.model_store import kv_folder
-    from cg_local.settings import parsed_size
-
-    return KVStore(kv_folder(), max_bytes=parsed_size(size))
 
 
 def _refuse_model_name(words: Sequence[str]) -> None:

@@ -209,7 +209,8 @@ def _template() -> str:
         "",
     ]
     for command in ("", *COMMANDS):
-        names = [s for s in SETTINGS.values() if (s.commands == COMMANDS if not command else s.commands == (command,))]
+        given = [s for s in SETTINGS.values() if command in s.commands or not command]
+        names = [s for s in given if (s.commands == COMMANDS) == (not command)]
         lines += [f"[{command}]"] if command else []
         lines += [f"# {setting.name} =    # {setting.summary}; {setting.expected}" for setting in names]
         lines.append("")

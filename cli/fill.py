@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING
 
 import typer
 
-from cg_local.cli import options
+from cg_local.cli import fill_options, options
 from cg_local.cli.render import (
     AnswerWriter,
     end_answer,
@@ -17,25 +17,20 @@ from cg_local.cli.render import (
     speculation_counts,
     timings,
 )
-from cg_local.cli.session import load_model, read_text, sampling
+from cg_local.cli.session import keep_fill, kv_store, load_model, read_text
 from cg_local.infill.cursor import STANDARD_INPUT, Gap, SourceText, Target, locate, parse_target
 
 if TYPE_CHECKING:
     from cg_local.answers import Infill
+    from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
 
 
 def fill(
-    target: Annotated[
-        str, typer.Argument(metavar="FILE:LINE[:COL]", help="Where to write; or FILE:FIRST-LAST, or -:LINE.")
-    ],
-    path: Annotated[
-        Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")  # noqa: UP045
-    ] = None,
-    mode: Annotated[options.Mode, typer.Option(help="How much to write: the line, the block, or what fits.")] = (
-        options.Mode.auto
-    ),
-    order: Annotated[options.Order, typer.Option(help="Order of the prompt; spm is experimental.")] = options.Order.psm,
+    target: fill_options.Target,
+    path: fill_options.Path = None,
+    mode: fill_options.ModeOption = options.Mode.auto,
+    order: fill_options.OrderOption = options.Order.psm,
     model: options.Model = "nano",
     scheme: options.OptionalScheme = None,
     max_tokens: options.MaxTokens = 128,
@@ -49,6 +44,8 @@ def fill(
     threads: options.Threads = None,
     kv_dtype: options.OptionalKvDtype = None,
     speculation: options.Speculation = True,
+    cache: fill_options.Cache = True,
+    kv_cache_size: options.KvCacheSize = "4 GiB",
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
@@ -63,24 +60,34 @@ def fill(
       cg-local fill src/parser.py:10-14 --json
       git show HEAD:a.py | cg-local fill -:7 --path a.py
     """
-    place = _parse(target)
+    _fill(fill_options.FillArguments(**locals()))
+
+
+def _fill(given: FillArguments) -> None:
+    from cg_local.config import SamplingParams
+
+    place = _parse(given.target)
     source = read_text(place.file)
     gap = locate(source, place)
-    params = sampling(max_tokens, seed, temperature, top_k=top_k, top_p=top_p, min_p=min_p, penalty=repetition_penalty)
-    loaded = load_model(model, scheme, context_tokens + max_tokens, threads, kv_dtype, speculation)
+    params = SamplingParams(**given.sampling)
+    context = given.context_tokens + given.max_tokens
+    loaded = load_model(given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation)
+    if given.cache:
+        loaded.use_kv_store(kv_store(given.kv_cache_size))
     stream = loaded.infill(
         gap.prefix,
         gap.suffix,
-        path or _path_for_model(place.file),
-        mode=mode.value,
-        order=order.value,
+        given.path or _path_for_model(place.file),
+        mode=given.mode.value,
+        order=given.order.value,
         params=params,
         stream=True,
     )
-    result = follow(stream, AnswerWriter(source.newline, is_silent=json))
-    if json:
+    result = follow(stream, AnswerWriter(source.newline, is_silent=given.json))
+    if given.json:
         print_json(_document(place, gap, source, loaded, result))
-    end_answer(result, is_quiet=json)
+    keep_fill(loaded, result)
+    end_answer(result, is_quiet=given.json)
 
 
 def _parse(target: str) -> Target:

@@ -128,6 +128,6 @@ KvCacheSize = Annotated[
         "--kv-cache-size",
         metavar="SIZE",
         callback=_size,
-        help="Disk space that lets conversations go on quickly in a new process; 0: none.",
+        help="Disk space that lets conversations and fills go on quickly in a new process; 0: none.",
     ),
 ]

@@ -18,8 +18,13 @@ from cg_local.infill.cursor import (
 )
 
 if TYPE_CHECKING:
+    from cg_local.answers import Infill
     from cg_local.config import SamplingParams
+    from cg_local.kv_store import KVStore
     from cg_local.runtime import LocalModel
+
+WORTH_TOKENS, WORTH_SECONDS = 256, 0.5
+"""What was computed of a prompt is stored if it is so much. A first step takes 0.2 s however short the prompt is."""
 
 
 def read_text(file: str) -> SourceText:
@@ -96,6 +101,30 @@ def load_model(
             on_notice=notice,
             on_progress=status.progress(name),
         )
+
+
+def kv_store(size: str) -> KVStore:
+    """Return the store of K and V in the user's cache folder.
+
+    Args:
+        size: what it may take, such as "4 GiB"; "0" for nothing.
+    """
+    from cg_local.kv_store import KVStore
+    from cg_local.model_store import kv_folder
+    from cg_local.settings import parsed_size
+
+    return KVStore(kv_folder(), max_bytes=parsed_size(size))
+
+
+def keep_fill(model: LocalModel, result: Infill) -> None:
+    """Store the K and V of a fill's prompt where the next fill of the file would gain by it.
+
+    To be called when the answer has been shown. An interrupted prompt is stored as far as it is computed.
+    """
+    num_computed = result.prompt_tokens - result.cached_tokens
+    is_slow = num_computed >= WORTH_TOKENS or result.prefill_seconds >= WORTH_SECONDS
+    if result.stop_reason == "interrupted" or is_slow:
+        model.save_prefix()
 
 
 def _leave_scipy_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -143,6 +144,17 @@ def longest_tail(tokenizer: Tokenizer, text: str, limit: int) -> str:
     return next(t for t in ("".join(rows[n:]) for n in range(len(rows) + 1)) if len(tokenizer.encode(t)) <= limit)
 
 
+def steady_tail(tokenizer: Tokenizer, text: str, limit: int) -> str:
+    """Of the longest tail and those up to an eighth of the limit shorter: that with the least first line."""
+    rows = longest_tail(tokenizer, text, limit).splitlines(keepends=True)
+    tails = ["".join(rows[n:]) for n in range(len(rows))]
+    sizes = [len(tokenizer.encode("".join(rows[: n + 1]))) for n in range(len(rows))]
+    return min(
+        (tail for tail, size in zip(tails, sizes, strict=True) if size <= limit // 8),
+        key=lambda tail: (tail[0] in " \t\n", zlib.crc32(tail[: tail.index("\n") + 1].encode())),
+    )
+
+
 def longest_head(tokenizer: Tokenizer, text: str, limit: int) -> str:
     """The most first lines that fit."""
     rows = text.splitlines(keepends=True)
@@ -153,7 +165,8 @@ def test_the_nearest_lines_are_kept_three_to_one(tokenizer: Tokenizer) -> None:
     prefix, suffix = numbered(300), numbered(300, 300)
     prompt = infill_prompt(tokenizer, prefix, suffix, max_prompt_tokens=404)
     before, after = between(tokenizer, prompt, 67, 69), between(tokenizer, prompt, 69, 68)
-    assert tokenizer.decode(before) == longest_tail(tokenizer, prefix, 300)
+    assert tokenizer.decode(before) == steady_tail(tokenizer, prefix, 300)
+    assert len(before) > 300 * 7 / 8 - 10
     assert tokenizer.decode(after) == longest_head(tokenizer, suffix, 400 - len(before))
     assert len(prompt.token_ids) > 404 - 20
 
@@ -162,7 +175,7 @@ def test_a_short_side_gives_its_share_to_the_other(tokenizer: Tokenizer) -> None
     long, short = numbered(300), "x = 1\n"
     num_short = len(tokenizer.encode(short))
     prompt = infill_prompt(tokenizer, long, short, max_prompt_tokens=204)
-    assert tokenizer.decode(between(tokenizer, prompt, 67, 69)) == longest_tail(tokenizer, long, 200 - num_short)
+    assert tokenizer.decode(between(tokenizer, prompt, 67, 69)) == steady_tail(tokenizer, long, 200 - num_short)
     prompt = infill_prompt(tokenizer, short, long, max_prompt_tokens=204)
     assert tokenizer.decode(between(tokenizer, prompt, 69, 68)) == longest_head(tokenizer, long, 200 - num_short)
 
@@ -228,9 +241,9 @@ def test_farthest_context_files_are_left_out_first(tokenizer: Tokenizer, spare: 
 
 def test_the_notice_has_the_numbers(tokenizer: Tokenizer) -> None:
     prefix = numbered(100)
-    num_tokens, total = len(tokenizer.encode(longest_tail(tokenizer, prefix, 200))), len(tokenizer.encode(prefix))
+    num_tokens, total = len(tokenizer.encode(steady_tail(tokenizer, prefix, 200))), len(tokenizer.encode(prefix))
     prompt = infill_prompt(tokenizer, prefix, "", max_prompt_tokens=204)
-    num_lines = longest_tail(tokenizer, prefix, 200).count("\n")
+    num_lines = steady_tail(tokenizer, prefix, 200).count("\n")
     assert prompt.notice is not None
     assert f"prompt cut to 204 tokens: prefix keeps {num_tokens} of about " in prompt.notice
     assert f" tokens, {num_lines} of 100 lines" in prompt.notice
