@@ -308,6 +308,7 @@ def load(
     activations: str = "int8",
     kv_dtype: str | None = None,
     speculation: bool = True,
+    num_sequences: int = 1,
     on_notice: Notice | None = None,
     on_progress: Progress | None = None,
 ) -> LocalModel:
@@ -321,21 +322,19 @@ def load(
         scheme: for "nano", how to quantize it ("q4", "q8", "bf16"; default "q4"). A model folder has its scheme;
             another one is refused.
         max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
-        num_threads: threads of the kernels; default one for each core that this process may use, and for single tokens
-            fewer where that proves faster.
+        num_threads: of the kernels; default one for each core that this process may use, fewer where that is faster.
         activations: how the inputs of products with 8-bit weights are rounded, "int8" or the finer "int16".
         kv_dtype: how keys and values are kept: "float16", "float32", or "int8", which takes half of float16's memory;
             default float16, float32 beside bf16 weights.
-        speculation: guess the next tokens from the text so far and compute several at once where that saves time;
-            answers are the same with and without.
+        speculation: guess next tokens and compute several at once where that saves time; answers are the same.
+        num_sequences: answers that may be under way at the same time, each with a whole context of its own.
         on_notice: called with each one-line thing that a user should be told.
         on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
 
     Raises:
         ModelFolderError: no such model, or its folder is damaged.
         TokenizerError: tokenizer.model is unusable.
-        ConfigError: another scheme than the folder's, a context below 1, more threads than there are, or an unknown
-            kv_dtype or activations.
+        ConfigError: another scheme than the folder's, or another value that is out of its range or unknown.
         CapacityError: the memory that is free does not hold the model.
         QuantizeError: the cache cannot be written.
     """
@@ -346,15 +345,16 @@ def load(
     if on_notice is not None:
         for notice in tokenizer.notices:
             on_notice(notice)
-    limit = folder.config.max_position_embeddings
+    trained = folder.config.max_position_embeddings
+    context = trained if max_context is None else min(max_context, trained)
     config = EngineConfig(
-        max_context=limit if max_context is None else min(max_context, limit),
+        max_context=context,
+        num_pages=num_sequences * -(-context // EngineConfig.page_size),
         num_threads=num_threads,
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
     )
-    is_fused = bool(kernels.FUSED_FORMATS) and activations == "int8"
-    _check_memory(found.name, folder, config, is_fused)
+    _check_memory(found.name, folder, config, bool(kernels.FUSED_FORMATS) and activations == "int8")
     engine = Engine(Model(folder, activations=activations), config, vocab_size=tokenizer.vocab_size)
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started

@@ -10,8 +10,11 @@ import typer
 
 from cg_local.cli.options import KvDtype, Mode, Order, Scheme
 
-Target = Annotated[
-    str, typer.Argument(metavar="FILE:LINE[:COL]", help="Where to write; or FILE:FIRST-LAST, or -:LINE.")
+Targets = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(
+        metavar="FILE:LINE[:COL]", show_default=False, help="Where to write; or FILE:FIRST-LAST, -:LINE, or -."
+    ),
 ]
 Path = Annotated[Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")]  # noqa: UP045
 ModeOption = Annotated[Mode, typer.Option("--mode", help="How much to write: the line, the block, or what fits.")]
@@ -19,13 +22,18 @@ OrderOption = Annotated[Order, typer.Option("--order", help="Order of the prompt
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
 ]
+Diff = Annotated[bool, typer.Option("--diff", help="Print what changes, as a unified diff, in place of the text.")]
+Write = Annotated[bool, typer.Option("--write", help="Write the answer into the file; --undo takes it back.")]
+Undo = Annotated[
+    bool, typer.Option("--undo", help="Take the last write back, or the last N, of these files: [N] [FILE]...")
+]
 
 
 @dataclass(frozen=True)
 class FillArguments:
     """The parameters of the command, as its help describes them."""
 
-    target: str
+    targets: list[str] | None
     path: str | None
     mode: Mode
     order: Order
@@ -44,6 +52,9 @@ class FillArguments:
     speculation: bool
     cache: bool
     kv_cache_size: str
+    diff: bool
+    write: bool
+    undo: bool
     json: bool
 
     @property

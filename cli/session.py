@@ -75,6 +75,7 @@ def load_model(
     num_threads: int | None,
     kv_dtype: KvDtype | None,
     speculation: bool,
+    num_sequences: int = 1,
 ) -> LocalModel:
     """Load a model as `cg_local.load` does.
 
@@ -85,6 +86,7 @@ def load_model(
         num_threads: threads of the kernels; None: one for each core.
         kv_dtype: how K and V are kept; None: as the scheme has it.
         speculation: compute guessed tokens where that saves time.
+        num_sequences: answers under way at the same time.
     """
     status = Status()
     _leave_scipy_out()
@@ -98,6 +100,7 @@ def load_model(
             num_threads=num_threads,
             kv_dtype=kv_dtype.value if kv_dtype else None,
             speculation=speculation,
+            num_sequences=num_sequences,
             on_notice=notice,
             on_progress=status.progress(name),
         )

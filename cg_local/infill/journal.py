@@ -67,6 +67,11 @@ class Write:
     edits: tuple[Edit, ...]
     surroundings: tuple[Surroundings, ...]
 
+    @property
+    def clock(self) -> str:
+        """When it was written, for a person."""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
+
 
 @dataclass(frozen=True)
 class Undo:
@@ -248,7 +253,7 @@ def _read(write: Write) -> bytes:
         return write.file.read_bytes()
     except OSError as cause:
         raise SourceFileError(
-            f"{write.file}: cannot be read ({cause.strerror}), so the write of {_clock(write)} stays in the journal; "
+            f"{write.file}: cannot be read ({cause.strerror}), so the write of {write.clock} stays in the journal; "
             "bring the file back, or go on with the writes before it: --undo 2"
         ) from cause
 
@@ -275,7 +280,7 @@ def _inverse(write: Write, data: bytes) -> tuple[Edit, ...]:
     if all(_find(data, around, edit.before) is not None for edit, around in parts):
         return ()
     raise SourceFileError(
-        f"{write.file}: what was written at {_clock(write)} does not stand there any more, so nothing was taken back; "
+        f"{write.file}: what was written at {write.clock} does not stand there any more, so nothing was taken back; "
         "see it with `cg-local fill --undo --diff` and change the file by hand, or go on with the write before it: "
         "--undo 2"
     )
@@ -290,10 +295,6 @@ def _find(data: bytes, around: Surroundings, middle: bytes) -> int | None:
         if place >= 0:
             return place + len(left) if data.find(pattern, place + 1) < 0 else None
     return None
-
-
-def _clock(write: Write) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(write.time))
 
 
 def _digest(data: bytes) -> str:
