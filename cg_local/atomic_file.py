@@ -178,6 +178,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_only(path: Path, target: Path, status: os.stat_result) -> SourceFileError:
+    if status.st_mode & 0o222:
+        return SourceFileError(
+            f"{path}: not yours to write (mode {stat.S_IMODE(status.st_mode):03o}, user {status.st_uid}); run as its "
+            "owner, or apply the output of --diff"
+        )
     return SourceFileError(
         f"{path}: read-only (mode {stat.S_IMODE(status.st_mode):03o}); make it writable (chmod u+w "
         f"{shlex.quote(str(target))}), or apply the output of --diff"

@@ -152,6 +152,17 @@ def test_file_of_another_user_is_refused(file: Path, monkeypatch: pytest.MonkeyP
 
 
 @is_posix
+def test_file_that_only_others_may_write_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    file.chmod(0o644)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SourceFileError, match=r"a\.py: not yours to write \(mode 644, user \d+\)"):
+        check_replaceable(file)
+
+
+@is_posix
 def test_group_that_cannot_be_kept_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
