@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from cg_local.cli import fill_options, options
 from cg_local.cli.fill_answers import MAX_TOGETHER, compute_together, deliver
-from cg_local.cli.fill_changes import check_writable, undo_writes
 from cg_local.cli.fill_places import Place, read_places, without_refused
 from cg_local.cli.render import AnswerWriter, end_answer, follow, rounded_logprob, speculation_counts, timings
 from cg_local.cli.session import keep_fill, kv_store, load_model
@@ -66,10 +65,14 @@ def fill(
 
 def _fill(given: FillArguments) -> None:
     if given.undo:
+        from cg_local.cli.fill_changes import undo_writes
+
         undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
         return
     places = read_places(given.targets or [], given.path)
     if given.write:
+        from cg_local.cli.fill_changes import check_writable
+
         places = without_refused(places, check_writable(places.good))
     output = partial(deliver, places, as_json=given.json, is_diff=given.diff, is_write=given.write)
     if not places.good:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cg_local.cli.fill_changes import changes_of, report_error, show_diff, write_changes
 from cg_local.cli.fill_places import BadPlace, Place, Places
 from cg_local.cli.render import Status, notice, print_json, write_stdout
 from cg_local.cli.terminal_text import visible_text
@@ -75,6 +74,9 @@ def deliver(
     Raises:
         Exit: with status 1, when anything failed.
     """
+    # Not at the top: an answer that is only printed does without what compares and writes files.
+    from cg_local.cli.fill_changes import changes_of, report_error, show_diff, write_changes
+
     errors = {number: place.error for number, place in enumerate(places.items) if isinstance(place, BadPlace)}
     errors |= {number: answer for number, answer in answers.items() if isinstance(answer, str)}
     filled = {number: answer for number, answer in answers.items() if not isinstance(answer, str)}
