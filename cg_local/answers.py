@@ -7,10 +7,12 @@ no stop. Invariant: the pieces of a stream joined together are the text of its r
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from cg_local.errors import CgLocalError
 from cg_local.generation import GenerationStats, TextStream
 from cg_local.sampling import SampledToken
 
@@ -246,3 +248,43 @@ def _stop_reason(stats: GenerationStats, end_ids: frozenset[int]) -> str:
         return "eos" if stats.stop_id in end_ids else "separator"
     # A full context is a bound on the tokens like any other; the numbers are in the prompt's notice.
     return "interrupted" if stats.stop_reason == "interrupted" else "max_tokens"
+
+
+def read_together(
+    starts: Sequence[Callable[[], AnswerStream[Result]]], limit: int
+) -> Iterator[tuple[int, Result | CgLocalError]]:
+    """Compute several answers as one batch of the engine, and give each when it has ended.
+
+    Args:
+        starts: begin one answer each; called when there is room for it.
+        limit: answers under way at the same time.
+
+    Yields:
+        The number of an answer and its result, or the error that kept it from one: the others go on.
+    """
+    waiting = deque(enumerate(starts))
+    running: deque[tuple[int, AnswerStream[Result]]] = deque()
+    try:
+        while waiting or running:
+            if waiting and len(running) < limit:
+                number, start = waiting.popleft()
+                try:
+                    running.append((number, start()))
+                except CgLocalError as error:
+                    yield number, error
+                continue
+            # Each in its turn: a step of the engine computes a token of all, and none runs far beyond its end.
+            number, stream = running.popleft()
+            try:
+                ended = next(stream, None) is None
+            except CgLocalError as error:
+                stream.close()
+                yield number, error
+                continue
+            if ended:
+                yield number, stream.result
+            else:
+                running.append((number, stream))
+    finally:
+        for _, stream in running:
+            stream.close()

@@ -119,7 +119,7 @@ class AtomicFolder:
         while self._lock < 0:
             descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                _lock_exclusively(descriptor)
+                lock_exclusively(descriptor)
             except OSError as cause:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() if os.name != "nt" else ""
                 os.close(descriptor)
@@ -143,7 +143,15 @@ class AtomicFolder:
         return self._error(f"{self.destination}: {fault}; {remedy}")
 
 
-def _lock_exclusively(descriptor: int) -> None:
+def lock_exclusively(descriptor: int) -> None:
+    """Lock an open file, or fail at once; the system unlocks it when it is closed or its process ends.
+
+    Args:
+        descriptor: of a file that is open for writing.
+
+    Raises:
+        OSError: another process holds it, or the file system has no locks.
+    """
     if sys.platform == "win32":
         # One byte far behind the text, so that others can still read the holder's number.
         os.lseek(descriptor, 1 << 20, os.SEEK_SET)

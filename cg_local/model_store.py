@@ -5,7 +5,7 @@ in the cache is complete from the moment it has its name, whoever wrote it and h
 
 Environment: CG_LOCAL_CACHE is the folder for quantized copies (default: the user's cache folder of the platform),
 CG_LOCAL_DATA the folder whose `models` holds named models (default: the user's data folder), CG_LOCAL_STATE the folder
-of the history (default: the user's state folder).
+of the history and the journal of writes (default: the user's state folder).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def data_folder() -> Path:
 
 
 def state_folder() -> Path:
-    """Return the folder of what may be lost without harm, such as the history of the questions typed."""
+    """Return the folder of what was done: the history of the questions typed, the journal of writes."""
     return _folder("CG_LOCAL_STATE", "user_state_path")
 
 

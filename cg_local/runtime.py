@@ -322,6 +322,7 @@ def load(
     kv_dtype: str | None = None,
     speculation: bool = True,
     spare_tokens: int = 0,
+    num_sequences: int = 1,
     on_notice: Notice | None = None,
     on_progress: Progress | None = None,
 ) -> LocalModel:
@@ -334,13 +335,13 @@ def load(
         name_or_path: "nano", the name of a model in the user's data folder, or the path of a model folder.
         scheme: how to quantize "nano" ("q4", "q8", "bf16"; default "q4"); another than a model folder's is refused.
         max_context: tokens of prompt and answer together at most; a model that was trained for fewer uses those.
-        num_threads: threads of the kernels; default one for each core that this process may use, and for single tokens
-            fewer where that proves faster.
+        num_threads: of the kernels; default one for each core that this process may use, fewer where that is faster.
         activations: how the inputs of products with 8-bit weights are rounded, "int8" or the finer "int16".
         kv_dtype: how keys and values are kept: "float16", "float32", or "int8", which takes half of float16's memory;
             default float16, float32 beside bf16 weights.
-        speculation: compute guessed tokens where that saves time; answers are the same with and without.
+        speculation: guess next tokens and compute several at once where that saves time; answers are the same.
         spare_tokens: K/V room beside the context's, for answers that are computed side by side.
+        num_sequences: answers that may be under way at the same time, each with a whole context of its own.
         on_notice: called with each one-line thing that a user should be told.
         on_progress: called with bytes done, bytes in all and tensor name while the embedded model is quantized.
 
@@ -358,11 +359,12 @@ def load(
     if on_notice is not None:
         for notice in tokenizer.notices:
             on_notice(notice)
-    limit = folder.config.max_position_embeddings
-    context = limit if max_context is None else min(max_context, limit)
+    trained = folder.config.max_position_embeddings
+    context = trained if max_context is None else min(max_context, trained)
+    page_size = EngineConfig.page_size
     config = EngineConfig(
         max_context=context,
-        num_pages=-(-(context + spare_tokens) // EngineConfig.page_size) if spare_tokens else None,
+        num_pages=num_sequences * -(-context // page_size) + -(-spare_tokens // page_size),
         num_threads=num_threads,
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,

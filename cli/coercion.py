@@ -56,6 +56,23 @@ def plain_value(value: Any, annotation: Any, settings: Any) -> Any:
     raise ValueError
 
 
+def plain_texts(values: Any, settings: Any) -> list[str] | tuple[()]:
+    """Return the words of an argument that takes any number of them, as Typer hands them over.
+
+    Args:
+        values: of the command line, or None.
+        settings: Typer's ArgumentInfo.
+
+    Raises:
+        ValueError: they are no plain texts.
+    """
+    if settings.parser is not None or not (values is None or isinstance(values, list | tuple)):
+        raise ValueError
+    if not all(type(value) is str for value in values or ()):
+        raise ValueError
+    return list(values) if values else ()
+
+
 def _number(value: Any, annotation: type[int] | type[float], settings: Any) -> int | float:
     if type(value) is str and (_INTEGER if annotation is int else _FLOAT).fullmatch(value):
         value = annotation(value)
@@ -78,6 +95,8 @@ class _QuickParam:
         if value is None and param.nargs == 1 and not param.multiple:
             return None
         try:
+            if param.nargs == -1 and param.type_descriptor.annotation == list[str]:
+                return plain_texts(value, param.type_descriptor.parameter_info)
             if param.nargs == 1 and not param.multiple:
                 return plain_value(value, param.type_descriptor.annotation, param.type_descriptor.parameter_info)
         except (ValueError, AttributeError):  # AttributeError: a Typer whose settings have other names

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-import typer
-
 from cg_local.cli import fill_options, options
-from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, refuse_unsure, show
+from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, choose, refuse_unsure, show
 from cg_local.cli.fill_context import fill_prompt, remember_speed, show_prompt
+from cg_local.cli.fill_delivery import MAX_TOGETHER, compute_together, deliver
+from cg_local.cli.fill_places import Place, Places, read_places, without_refused
 from cg_local.cli.render import end_answer, print_json, speculation_counts, timings
-from cg_local.cli.session import keep_fill, kv_store, load_model, read_text
-from cg_local.infill.cursor import Gap, SourceText, Target, locate, parse_target
+from cg_local.cli.session import keep_fill, kv_store, load_model
+from cg_local.errors import CapacityError
 
 # As `candidates.SPARE_TOKENS`, whose file would bring NumPy with it.
 _SPARE_TOKENS = 32
 
 if TYPE_CHECKING:
+    from cg_local.answers import AnswerStream, Infill
     from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
 
 
 def fill(
-    target: fill_options.Target,
+    targets: fill_options.Targets = None,
     path: fill_options.Path = None,
     mode: fill_options.ModeOption = options.Mode.auto,
     order: fill_options.OrderOption = options.Order.psm,
@@ -49,24 +51,28 @@ def fill(
     max_wait: fill_options.MaxWait = None,
     show_prompt: fill_options.ShowPrompt = False,
     untrimmed: fill_options.Untrimmed = False,
+    diff: fill_options.Diff = False,
+    write: fill_options.Write = False,
+    undo: fill_options.Undo = False,
     json: options.Json = False,
 ) -> None:
-    """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched.
+    """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched without --write.
 
     FILE:LINE is the end of that line, FILE:LINE:COL the place before its COL-th character, both counted from 1.
-    FILE:FIRST-LAST writes these lines anew. With -:LINE the text comes from standard input.
+    FILE:FIRST-LAST writes these lines anew. With -:LINE the text comes from standard input, with - alone a list of
+    places. What grep -n and compilers print is taken as it is. Several places are computed together.
 
-    With -n, a terminal lets you choose with the arrow keys: Enter takes the candidate, Esc leaves with status 130 and
-    nothing done. A pipe gets the best one. Best is what leaves the file without syntax errors, then what is most
-    probable.
+    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one.
 
     \b
     Examples:
       cg-local fill src/parser.py:42
-      cg-local fill src/parser.py:42:9 --mode line
       cg-local fill src/parser.py:10-14 --json
       cg-local fill src/parser.py:42 -n 3
-      cg-local fill src/parser.py:42 --explain
+      cg-local fill src/parser.py:42:9 --mode line --explain
+      cg-local fill src/parser.py:42 --write --diff
+      cg-local fill --undo
+      grep -n 'raise NotImplementedError' src/*.py | cg-local fill - --diff
       git show HEAD:a.py | cg-local fill -:7 --path a.py
       cg-local fill src/parser.py:42 --context repo --show-prompt
     """
@@ -74,49 +80,91 @@ def fill(
 
 
 def _fill(given: FillArguments) -> None:
-    place = _parse(given.target)
-    source = read_text(place.file)
-    gap = locate(source, place)
-    context = given.prompt_tokens(given.model) + given.max_tokens
-    # Room for candidates that share the prompt: their answers, and pages that they share or fill in part.
-    spare = (given.candidates - 1) * (given.max_tokens + _SPARE_TOKENS)
-    loaded = load_model(given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation, spare)
-    if given.cache:
-        loaded.use_kv_store(kv_store(given.kv_cache_size))
-    prompt = fill_prompt(given, gap, source, loaded)
+    if given.undo:
+        from cg_local.cli.fill_changes import undo_writes
+
+        undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
+        return
+    places = read_places(given.targets or [], given.path)
+    given.check_several(is_single=places.is_single)
+    if given.write:
+        from cg_local.cli.fill_changes import check_writable
+
+        places = without_refused(places, check_writable(places.good))
+    output = partial(deliver, places, as_json=given.json, is_diff=given.diff, is_write=given.write)
+    if not places.good:
+        output({}, None)
+        return
+    loaded, limit = _loaded(given, len(places.good))
+    if places.is_single:
+        _fill_one(given, loaded, places)
+        return
+    answers = compute_together(places, partial(_start, given, loaded), limit)
+    output(answers, lambda place, result: _document(given, loaded, place, FillAnswers([result], result)))
+
+
+def _fill_one(given: FillArguments, loaded: LocalModel, places: Places) -> None:
+    place = places.good[0]
+    prompt = fill_prompt(given, place.gap, place.source, loaded)
     if given.show_prompt:
         show_prompt(prompt, loaded, as_json=given.json)
         return
-    answers = ask(loaded, prompt, given, source)
-    if given.json:
-        print_json(_document(place, gap, source, loaded, answers, given))
+    answers = ask(loaded, prompt, given, place.source)
     keep_fill(loaded, answers.reader)
     remember_speed(given, loaded, answers.reader)
-    if not given.json:
-        show(answers, loaded, gap, given, source)
+    if given.diff or given.write:
+        chosen = choose(answers, place.gap, given, place.source)
+        if chosen is not None:
+            deliver(
+                places,
+                {0: chosen},
+                lambda place, _: _document(given, loaded, place, answers),
+                as_json=given.json,
+                is_diff=given.diff,
+                is_write=given.write,
+            )
+    elif given.json:
+        print_json(_document(given, loaded, place, answers))
+    else:
+        show(answers, loaded, place.gap, given, place.source)
     end_answer(answers.reader, is_quiet=given.json)
     refuse_unsure(answers, given.min_prob)
 
 
-def _parse(target: str) -> Target:
+def _start(given: FillArguments, loaded: LocalModel, place: Place) -> AnswerStream[Infill]:
+    from cg_local.config import SamplingParams
+
+    arguments = fill_prompt(given, place.gap, place.source, loaded).arguments
+    return loaded.infill(**arguments, mode=given.mode.value, params=SamplingParams(**given.sampling), stream=True)
+
+
+def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:
+    """Load the model with room for a batch, or, where memory does not hold that, for one answer after the other."""
+    context, limit = given.prompt_tokens(given.model) + given.max_tokens, max(1, min(num_places, MAX_TOGETHER))
+    # Room for candidates that share the prompt: their answers, and pages that they share or fill in part.
+    spare = (given.candidates - 1) * (given.max_tokens + _SPARE_TOKENS)
+    arguments = given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation, spare
     try:
-        return parse_target(target)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="FILE:LINE[:COL]") from error
+        loaded = load_model(*arguments, num_sequences=limit)
+    except CapacityError:
+        if limit == 1:
+            raise
+        loaded, limit = load_model(*arguments), 1
+    if given.cache:
+        loaded.use_kv_store(kv_store(given.kv_cache_size))
+    return loaded, limit
 
 
-def _document(
-    place: Target, gap: Gap, source: SourceText, model: LocalModel, answers: FillAnswers, given: FillArguments
-) -> dict[str, object]:
+def _document(given: FillArguments, model: LocalModel, place: Place, answers: FillAnswers) -> dict[str, object]:
     result = answers.reader
     hidden = {"num_hidden": answers.num_hidden} if given.min_prob > 0 else {}
     return {
-        "file": place.file,
-        "line": gap.line,
-        "col": gap.column,
+        "file": place.target.file,
+        "line": place.gap.line,
+        "col": place.gap.column,
         "model": model.name,
         "scheme": model.scheme,
-        "candidates": [candidate_document(each, model, given, source) for each in answers.results],
+        "candidates": [candidate_document(each, model, given, place.source) for each in answers.results],
         **hidden,
         "prompt_tokens": result.prompt_tokens,
         "cached_tokens": result.cached_tokens,

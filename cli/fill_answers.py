@@ -58,7 +58,7 @@ def ask(model: LocalModel, prompt: FillPrompt, given: FillArguments, source: Sou
     how: dict[str, Any] = prompt.arguments | {"mode": given.mode.value, "params": params}
     if given.candidates == 1:
         stream = model.infill(**how, stream=True)
-        is_silent = given.json or given.explain or given.untrimmed or given.min_prob > 0
+        is_silent = given.is_held_back
         result = follow(stream, AnswerWriter(source.newline, is_silent=is_silent))
         return replace(_sifted([result], result, given.min_prob), is_shown=not is_silent)
     candidates = model.infill_candidates(**how, num_candidates=given.candidates)
@@ -94,17 +94,26 @@ def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments
         _explain(answers, model)
     elif given.all:
         _write_all(answers.results, given, source)
-    else:
-        chosen = answers.results[0]
-        if len(answers.results) > 1 and answers.reader.stop_reason != "interrupted" and _has_person():
-            from cg_local.cli.picker import pick
-
-            replaced = source.text[len(gap.prefix) : len(source.text) - len(gap.suffix)]
-            picked = pick(answers.results, gap.prefix, gap.suffix, replaced)
-            if picked is None:
-                raise typer.Exit(INTERRUPTED)
-            chosen = picked
+    elif (chosen := choose(answers, gap, given, source)) is not None:
         write_at_once(chosen.untrimmed if given.untrimmed else chosen.text, source.newline)
+
+
+def choose(answers: FillAnswers, gap: Gap, given: FillArguments, source: SourceText) -> Infill | None:
+    """Return the best answer, or the one that a person at a terminal picks; None: there is none.
+
+    Raises:
+        typer.Exit: with status 130 when nothing was chosen.
+    """
+    results = answers.results
+    if len(results) < 2 or given.json or answers.reader.stop_reason == "interrupted" or not _has_person():
+        return results[0] if results else None
+    from cg_local.cli.picker import pick
+
+    replaced = source.text[len(gap.prefix) : len(source.text) - len(gap.suffix)]
+    picked = pick(results, gap.prefix, gap.suffix, replaced)
+    if picked is None:
+        raise typer.Exit(INTERRUPTED)
+    return picked
 
 
 def refuse_unsure(answers: FillAnswers, min_prob: float) -> None:

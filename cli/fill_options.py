@@ -12,8 +12,11 @@ import typer
 
 from cg_local.cli.options import KvDtype, Mode, Order, Scheme
 
-Target = Annotated[
-    str, typer.Argument(metavar="FILE:LINE[:COL]", help="Where to write; or FILE:FIRST-LAST, or -:LINE.")
+Targets = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(
+        metavar="FILE:LINE[:COL]", show_default=False, help="Where to write; or FILE:FIRST-LAST, -:LINE, or -."
+    ),
 ]
 Path = Annotated[Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")]  # noqa: UP045
 ModeOption = Annotated[Mode, typer.Option("--mode", help="How much to write: the line, the block, or what fits.")]
@@ -89,13 +92,18 @@ ShowPrompt = Annotated[
     bool,
     typer.Option("--show-prompt", help="Print what the model would see, and the tokens of its parts; ask nothing."),
 ]
+Diff = Annotated[bool, typer.Option("--diff", help="Print what changes, as a unified diff, in place of the text.")]
+Write = Annotated[bool, typer.Option("--write", help="Write the answer into the file; --undo takes it back.")]
+Undo = Annotated[
+    bool, typer.Option("--undo", help="Take the last write back, or the last N, of these files: [N] [FILE]...")
+]
 
 
 @dataclass(frozen=True)
 class FillArguments:
     """The parameters of the command, as its help describes them."""
 
-    target: str
+    targets: list[str] | None
     path: str | None
     mode: Mode
     order: Order
@@ -122,7 +130,27 @@ class FillArguments:
     max_wait: str | None
     show_prompt: bool
     untrimmed: bool
+    diff: bool
+    write: bool
+    undo: bool
     json: bool
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether an answer is shown as a whole, or not as text, and so not while it comes."""
+        return self.json or self.explain or self.untrimmed or self.diff or self.write or self.min_prob > 0
+
+    def check_several(self, *, is_single: bool) -> None:
+        """Refuse what is made for one place where several are asked for.
+
+        Raises:
+            typer.BadParameter: such an option was given.
+        """
+        one = {"-n": self.candidates > 1, "--explain": self.explain, "--min-prob": self.min_prob > 0}
+        one |= {"--all": self.all, "--show-prompt": self.show_prompt, "--untrimmed": self.untrimmed}
+        given = [name for name, is_given in one.items() if is_given]
+        if given and not is_single:
+            raise typer.BadParameter("is for one place, and several are to be filled.", param_hint=given[0])
 
     def prompt_tokens(self, model: str) -> int:
         """Tokens of the prompt at most, by default what suits the model of this name."""

@@ -76,6 +76,7 @@ def load_model(
     kv_dtype: KvDtype | None,
     speculation: bool,
     spare_tokens: int = 0,
+    num_sequences: int = 1,
 ) -> LocalModel:
     """Load a model as `cg_local.load` does.
 
@@ -87,6 +88,7 @@ def load_model(
         kv_dtype: how K and V are kept; None: as the scheme has it.
         speculation: compute guessed tokens where that saves time.
         spare_tokens: K/V room beside the context's.
+        num_sequences: answers under way at the same time.
     """
     status = Status()
     _leave_scipy_out()
@@ -101,6 +103,7 @@ def load_model(
             kv_dtype=kv_dtype.value if kv_dtype else None,
             speculation=speculation,
             spare_tokens=spare_tokens,
+            num_sequences=num_sequences,
             on_notice=notice,
             on_progress=status.progress(name),
         )

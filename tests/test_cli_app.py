@@ -92,7 +92,7 @@ def test_every_command_has_an_example_in_its_help(inside: Inside, home: Path, co
     ("arguments", "message"),
     [
         (["nonsense"], "No such command 'nonsense'."),
-        (["fill"], "Missing argument 'FILE:LINE[:COL]'."),
+        (["fill"], "name a place, or - to read places from standard input."),
         (["fill", "a.py"], "'a.py' names no line: write FILE:LINE, FILE:LINE:COL or FILE:FIRST-LAST"),
         (["fill", "a.py:9-3"], "ends before it begins: write a.py:3-9"),
         (["fill", "a.py:1", "--mode", "word"], "Invalid value for '--mode'"),
@@ -110,7 +110,7 @@ def test_every_command_has_an_example_in_its_help(inside: Inside, home: Path, co
         (["complete", "--threads", "99999"], "Invalid value for '--threads': 99999 is more than the"),
         (["quantize", "a"], "Missing argument 'DEST'."),
         (["fill", "-:x"], "No such option: -:"),
-        (["fill", "a.py:1", "--", "b.py:2"], "unexpected extra argument"),
+        (["complete", "a.py", "--", "b.py"], "unexpected extra argument"),
         (["info", "--nonsense"], "No such option: --nonsense"),
     ],
 )
@@ -135,9 +135,9 @@ def test_error_is_one_line_and_debug_shows_the_traceback(home: Path) -> None:
 
 def test_unexpected_error_is_one_line_that_names_debug(home: Path) -> None:
     code = (
-        "import sys; import cg_local.cli.fill as fill; from cg_local.cli.app import main\n"
+        "import sys; import cg_local.cli.fill_places as places; from cg_local.cli.app import main\n"
         "def fail(path): raise ZeroDivisionError('one\\ntwo')\n"
-        "fill.read_text = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+        "places.read_text = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -147,9 +147,9 @@ def test_unexpected_error_is_one_line_that_names_debug(home: Path) -> None:
 
 def test_interrupt_before_an_answer_exits_with_130(home: Path) -> None:
     code = (
-        "import sys; import cg_local.cli.fill as fill; from cg_local.cli.app import main\n"
+        "import sys; import cg_local.cli.fill_places as places; from cg_local.cli.app import main\n"
         "def fail(path): raise KeyboardInterrupt\n"
-        "fill.read_text = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
+        "places.read_text = fail; sys.argv = ['cg-local', 'fill', 'a.py:1']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -11,7 +11,7 @@ import codecs
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cg_local.errors import SourceFileError
@@ -60,11 +60,13 @@ class SourceText:
         name: what to call the source in messages.
         text: its text without byte order mark; every line ends with "\\n".
         newline: the line ending of the file, "\\n" or "\\r\\n" (the more frequent one where both occur).
+        data: the bytes that were decoded.
     """
 
     name: str
     text: str
     newline: str
+    data: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def decode_source(data: bytes, name: str) -> SourceText:
         raise SourceFileError(f"{name}: empty; write a first line (a comment, a def) to go on from")
     num_crlf = text.count("\r\n")
     newline = "\r\n" if 2 * num_crlf > text.count("\n") else "\n"
-    return SourceText(name, text.replace("\r\n", "\n") if num_crlf else text, newline)
+    return SourceText(name, text.replace("\r\n", "\n") if num_crlf else text, newline, data)
 
 
 def locate(source: SourceText, target: Target) -> Gap:

@@ -1,0 +1,334 @@
+"""What was written into the user's files, so that it can be taken back.
+
+This file owns the journal: one small file for each write, with the text before and after and some of what stands around
+it, in a folder that only the user can read. Invariants: an entry is on the disk before its file changes, and goes when
+the write is taken back; one process at a time writes or takes back; the newest MAX_WRITES entries are kept, and of them
+as many as MAX_BYTES hold (the newest always).
+
+A process may be killed anywhere. An entry whose file is still as before, or is so again, is found to be done with when
+its turn comes, and what its write left beside the file is removed by the next process that takes the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cg_local.atomic_file import PRIVATE_MODE, partial_path, replace_file, replace_known
+from cg_local.atomic_folder import lock_exclusively
+from cg_local.errors import SettingsError, SourceFileError
+from cg_local.infill.edit import Edit, apply_edits
+
+MAX_WRITES = 200
+MAX_BYTES = 16 * 1024 * 1024
+# Bytes kept from either side of an edit, by which it is found again in a file that changed elsewhere; and how many of
+# them must be the same where the change came nearer.
+CONTEXT_BYTES, NEAREST_BYTES = 200, 60
+
+_FORMAT = 1
+_LOCK_SECONDS, _POLL_SECONDS = 10.0, 0.02
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The bytes on both sides of an edit that no other edit of the same write touched."""
+
+    left: bytes
+    right: bytes
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write of the journal.
+
+    Attributes:
+        number: grows from write to write.
+        file: the file itself, absolute, links resolved.
+        time: when it was written, seconds since 1970.
+        token: names the hidden sibling that a killed process leaves.
+        old_digest, new_digest: SHA-256 of the whole file before and after.
+        edits: what was changed, offsets of the file before, ascending.
+        surroundings: of each edit.
+    """
+
+    number: int
+    file: Path
+    time: float
+    token: str
+    old_digest: str
+    new_digest: str
+    edits: tuple[Edit, ...]
+    surroundings: tuple[Surroundings, ...]
+
+    @property
+    def clock(self) -> str:
+        """When it was written, for a person."""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What became of one write that was to be taken back.
+
+    Attributes:
+        write: the write.
+        data: the file as it stands now; None when the write was refused.
+        edits: what taking back changes in it; empty when the file was as before the write already.
+        error: why it was refused.
+    """
+
+    write: Write
+    data: bytes | None = None
+    edits: tuple[Edit, ...] = ()
+    error: SourceFileError | None = None
+
+
+class Journal:
+    """The writes of one user, kept in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Bind to a folder; it is made when something is written."""
+        self.folder = folder
+
+    def write(self, path: Path, data: bytes, edits: Sequence[Edit]) -> None:
+        """Change a file, and remember how it was.
+
+        Args:
+            path: the file, or a link to it.
+            data: what was read from it; a file that holds something else by now is refused.
+            edits: the changes, in any order.
+
+        Raises:
+            SourceFileError: the file changed or cannot be written, or the journal cannot; the file is as it was.
+        """
+        new = apply_edits(data, edits)
+        with self._locked():
+            number = max(self._numbers(), default=0) + 1
+            write = _described(number, path, data, new, sorted(edits, key=lambda edit: (edit.start, edit.end)))
+            with self._explained():
+                replace_file(self._entry(number), _encoded(write), PRIVATE_MODE)
+            try:
+                replace_known(path, data, new, write.token)
+            except SourceFileError:  # nothing else says for sure that the file is as it was
+                with contextlib.suppress(OSError):
+                    self._entry(number).unlink()
+                raise
+            with contextlib.suppress(OSError, SourceFileError):
+                self._drop_oldest()
+
+    def undo(self, count: int, files: Sequence[Path] = (), *, is_dry: bool = False) -> list[Undo]:
+        """Take the last writes back, the newest first; each is judged by itself.
+
+        Args:
+            count: how many at most.
+            files: only the writes of these files, or of every file where none is named.
+            is_dry: say what would be done, and do nothing.
+
+        Raises:
+            SourceFileError: the journal cannot be read, or is empty.
+        """
+        wanted = {Path(os.path.realpath(file)) for file in files}
+        with self._locked():
+            writes = [write for write in self._writes() if not wanted or write.file in wanted][:count]
+            if not writes:
+                where = f" in {', '.join(map(str, files))}" if files else ""
+                raise SourceFileError(f"nothing to take back: no write{where} is in the journal, {self.folder}")
+            return [self._take_back(write, is_dry=is_dry) for write in writes]
+
+    def _take_back(self, write: Write, *, is_dry: bool) -> Undo:
+        try:
+            data = _read(write)
+            edits = _inverse(write, data)
+            if edits and not is_dry:
+                replace_known(write.file, data, apply_edits(data, edits), write.token)
+        except SourceFileError as error:
+            return Undo(write, error=error)
+        if not is_dry:
+            with self._explained():
+                self._entry(write.number).unlink(missing_ok=True)
+        return Undo(write, data, edits)
+
+    def _writes(self) -> Iterator[Write]:
+        """Give the writes, newest first; an entry that a newer cg-local or a failing disk left is passed over."""
+        for number in sorted(self._numbers(), reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                yield _decoded(number, self._entry(number).read_bytes())
+
+    def _numbers(self) -> list[int]:
+        with self._explained():
+            names = os.listdir(self.folder)
+        return [int(name[: -len(".json")]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
+
+    def _entry(self, number: int) -> Path:
+        return self.folder / f"{number:012d}.json"
+
+    def _drop_oldest(self) -> None:
+        total = 0
+        for rank, number in enumerate(sorted(self._numbers(), reverse=True)):
+            total += self._entry(number).stat().st_size
+            if rank >= MAX_WRITES or (rank > 0 and total > MAX_BYTES):
+                self._entry(number).unlink()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out, and remove what killed ones left."""
+        with self._explained():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE_MODE)
+        try:
+            self._wait_for(descriptor)
+            self._clean()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _wait_for(self, descriptor: int) -> None:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                return lock_exclusively(descriptor)
+            except OSError as cause:
+                if time.monotonic() > deadline:
+                    raise SourceFileError(
+                        f"{self.folder}: the journal of writes cannot be locked ({cause.strerror}); wait for the other "
+                        "cg-local, or set CG_LOCAL_STATE to a folder on a local disk"
+                    ) from cause
+            time.sleep(_POLL_SECONDS)
+
+    def _clean(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.folder):
+                if name.startswith("."):  # an entry that was never finished
+                    self.folder.joinpath(name).unlink()
+        for write in self._writes():
+            with contextlib.suppress(OSError):
+                partial_path(write.file, write.token).unlink()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SettingsError) as cause:
+            reason = cause.strerror if isinstance(cause, OSError) else getattr(cause.__cause__, "strerror", cause)
+            raise SourceFileError(
+                f"{self.folder}: the journal of writes, which --undo needs, cannot be kept ({reason}); "
+                "make room there, or set CG_LOCAL_STATE to a folder that can be written"
+            ) from cause
+
+
+def _described(number: int, path: Path, data: bytes, new: bytes, edits: list[Edit]) -> Write:
+    starts = [edit.start for edit in edits[1:]] + [len(data)]
+    ends = [0] + [edit.end for edit in edits[:-1]]
+    surroundings = [
+        _surroundings(data, edit, first, last) for edit, first, last in zip(edits, ends, starts, strict=True)
+    ]
+    return Write(
+        number=number,
+        file=Path(os.path.realpath(path)),
+        time=time.time(),
+        token=secrets.token_hex(8),
+        old_digest=_digest(data),
+        new_digest=_digest(new),
+        edits=tuple(edits),
+        surroundings=tuple(surroundings),
+    )
+
+
+def _surroundings(data: bytes, edit: Edit, first: int, last: int) -> Surroundings:
+    """Return what stands around an edit, within the offsets that other edits leave alone."""
+    left = data[max(first, edit.start - CONTEXT_BYTES) : edit.start]
+    return Surroundings(left, data[edit.end : min(last, edit.end + CONTEXT_BYTES)])
+
+
+def _read(write: Write) -> bytes:
+    try:
+        return write.file.read_bytes()
+    except OSError as cause:
+        raise SourceFileError(
+            f"{write.file}: cannot be read ({cause.strerror}), so the write of {write.clock} stays in the journal; "
+            "bring the file back, or go on with the writes before it: --undo 2"
+        ) from cause
+
+
+def _inverse(write: Write, data: bytes) -> tuple[Edit, ...]:
+    """Return the edits that bring the text before a write back; empty when it is there already.
+
+    Raises:
+        SourceFileError: what was written does not stand there any more, or in more than one place.
+    """
+    digest = _digest(data)
+    if digest == write.old_digest:
+        return ()
+    if digest == write.new_digest:
+        shift, inverse = 0, []
+        for edit in write.edits:
+            inverse.append(Edit(edit.start + shift, edit.after, edit.before))
+            shift += len(edit.after) - len(edit.before)
+        return tuple(inverse)
+    parts = list(zip(write.edits, write.surroundings, strict=True))
+    found = [_find(data, around, edit.after) for edit, around in parts]
+    if None not in found:
+        return tuple(Edit(place or 0, edit.after, edit.before) for place, edit in zip(found, write.edits, strict=True))
+    if all(_find(data, around, edit.before) is not None for edit, around in parts):
+        return ()
+    raise SourceFileError(
+        f"{write.file}: what was written at {write.clock} does not stand there any more, so nothing was taken back; "
+        "see it with `cg-local fill --undo --diff` and change the file by hand, or go on with the write before it: "
+        "--undo 2"
+    )
+
+
+def _find(data: bytes, around: Surroundings, middle: bytes) -> int | None:
+    """Return where some bytes stand between their surroundings; None when that is nowhere or not only there."""
+    for num_bytes in (CONTEXT_BYTES, NEAREST_BYTES):
+        left = around.left[-num_bytes:]
+        pattern = left + middle + around.right[:num_bytes]
+        place = data.find(pattern) if pattern else -1
+        if place >= 0:
+            return place + len(left) if data.find(pattern, place + 1) < 0 else None
+    return None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _encoded(write: Write) -> bytes:
+    edits = [
+        [edit.start, *map(_text, (edit.before, edit.after, around.left, around.right))]
+        for edit, around in zip(write.edits, write.surroundings, strict=True)
+    ]
+    document = {
+        "format": _FORMAT,
+        "file": str(write.file),
+        "time": write.time,
+        "token": write.token,
+        "old_digest": write.old_digest,
+        "new_digest": write.new_digest,
+        "edits": edits,
+    }
+    return json.dumps(document).encode("ascii")
+
+
+def _decoded(number: int, data: bytes) -> Write:
+    document = json.loads(data)
+    if document.pop("format") != _FORMAT:
+        raise ValueError("another format")
+    rows = [(row[0], *(text.encode("utf-8", "surrogateescape") for text in row[1:])) for row in document.pop("edits")]
+    edits = tuple(Edit(start, before, after) for start, before, after, _, _ in rows)
+    surroundings = tuple(Surroundings(left, right) for _, _, _, left, right in rows)
+    document["file"] = Path(document["file"])
+    return Write(number=number, edits=edits, surroundings=surroundings, **document)
+
+
+def _text(data: bytes) -> str:
+    # Surroundings may begin or end within a character.
+    return data.decode("utf-8", "surrogateescape")

@@ -1,0 +1,102 @@
+"""Places as other programs print them: `grep -n`, compilers, linters, test runners.
+
+This file owns the way from such a line to a `Target`. It reads files only to tell apart what a line leaves open.
+Invariant: what `parse_target` takes and names a file that exists means here what it means there.
+
+Taken are FILE:LINE, FILE:LINE:COL and FILE:LINE:TEXT, with or without a colon or a text behind, `--> FILE:LINE:COL` as
+rustc has it, and FILE(LINE,COL) as tsc and MSVC have it. A drive letter ("C:\\\\a.c:3") belongs to the file's name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cg_local.infill.cursor import Target, parse_target
+
+_REPORT = re.compile(
+    r"\s*(?:-->\s+)?(?P<file>.+?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
+    r"(?P<rest>[:\s].*)?",
+    re.DOTALL,
+)
+_PARENTHESES = re.compile(
+    r"\s*(?P<file>.+?)\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9}))?(?P<last>)\)(?P<rest>\s*:.*)", re.DOTALL
+)
+_BARE = re.compile(r"\S+:[0-9]{1,9}(?:[:-][0-9]{1,9})?:?")
+# The colours of `grep --color=always` and of compilers, and their links: OSC 8.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;:]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+
+
+def parse_place(text: str, is_file: Callable[[str], bool] | None = None) -> Target:
+    """Parse a place as a user types it or another program prints it.
+
+    Args:
+        text: one line.
+        is_file: tells whether a path exists; None: the file system is asked.
+
+    Raises:
+        ValueError: the text names no line, or a range ends before it begins.
+    """
+    exists = is_file or (lambda path: Path(path).exists())
+    text = _ESCAPES.sub("", text).rstrip("\r\n")
+    if "\n" in text:
+        raise ValueError(f"{text.splitlines()[0]!r} and more: give each place by itself, or all on standard input (-)")
+    located = _located(text, exists)
+    try:
+        exact = parse_target(text, exists)
+    except ValueError:
+        if located is None:
+            raise
+        return located
+    return exact if located is None or exists(exact.file) else located
+
+
+def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None) -> tuple[list[str], int]:
+    """Choose the lines of another program's output that name a place, each place once.
+
+    A line with anything behind the place counts only if the file exists: words with a number behind a colon occur in
+    much that programs print.
+
+    Returns:
+        The lines, in order, and how many others there are, empty ones left out.
+    """
+    exists = is_file or (lambda path: Path(path).exists())
+    chosen: dict[Target, str] = {}
+    num_others = 0
+    for line in lines:
+        try:
+            place = parse_place(line, exists)
+        except ValueError:
+            num_others += bool(line.strip())
+            continue
+        if exists(place.file) or _BARE.fullmatch(line.strip()):
+            chosen.setdefault(place, line)
+        else:
+            num_others += 1
+    return list(chosen.values()), num_others
+
+
+def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
+    for pattern in (_REPORT, _PARENTHESES):
+        match = pattern.fullmatch(text)
+        if match is None or (pattern is _PARENTHESES and not exists(match["file"])):
+            continue
+        line, rest = int(match["line"]), match["rest"] or ""
+        column = int(match["column"]) if match["column"] else None
+        if match["last"]:
+            continue  # nobody prints a range; a typed one is `parse_target`'s
+        if column is not None and rest and _is_text_of(match["file"], line, f"{match['column']}{rest}"):
+            column = None  # `grep -n` found a line that begins with a number
+        return Target(match["file"], line, column)
+    return None
+
+
+def _is_text_of(file: str, number: int, text: str) -> bool:
+    try:
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            found = next(itertools.islice(lines, max(number - 1, 0), None), None)
+    except (OSError, ValueError):
+        return False
+    return found is not None and found.strip() == text.strip()

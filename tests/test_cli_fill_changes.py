@@ -1,0 +1,216 @@
+"""`cg-local fill` with --diff, --write and --undo, and with several places, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import command_line
+import pytest
+from command_line import Inside
+
+import cg_local
+from cg_local import SamplingParams
+from cg_local.runtime import LocalModel
+
+SOURCE = "def f(x):\r\n    y = 1\r\n    return y"
+LIVELY = ("--temperature", "3", "--seed", "11", "--max-tokens", "12", "--mode", "block")
+PARAMS = SamplingParams(max_tokens=12, temperature=3.0, seed=11)
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture(scope="module")
+def folder(toy_folder: Callable[[str, str], Path]) -> Path:
+    return toy_folder("mqa", "q4")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LocalModel:
+    return cg_local.load(folder)
+
+
+@pytest.fixture
+def inside(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capfdbinary, monkeypatch)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    tmp_path.joinpath("a.py").write_bytes(BOM + SOURCE.encode())
+    tmp_path.joinpath("b.py").write_text("x = 1\n# here\ny = 2\n")
+    return tmp_path
+
+
+def answer(model: LocalModel, prefix: str, suffix: str, path: str) -> str:
+    return model.infill(prefix, suffix, path, mode="block", params=PARAMS).text
+
+
+def answer_in_a(model: LocalModel) -> bytes:
+    return answer(model, "def f(x):\n    y = 1", "\n    return y", "a.py").replace("\n", "\r\n").encode()
+
+
+def test_write_changes_the_gap_alone_and_undo_brings_every_byte_back(
+    home: Path, folder: Path, model: LocalModel
+) -> None:
+    file = home / "a.py"
+    before = file.read_bytes()
+    file.chmod(0o640)
+    home.joinpath("link.py").symlink_to("a.py")
+    done = command_line.run(
+        "fill", "link.py:2", "--path", "a.py", "--write", "--model", str(folder), *LIVELY, home=home
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    gap = len(BOM) + SOURCE.index("\r\n    return")
+    assert answer_in_a(model)
+    assert file.read_bytes() == before[:gap] + answer_in_a(model) + before[gap:]
+    assert (home.joinpath("link.py").is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
+    dry = command_line.run("fill", "--undo", "--diff", home=home)
+    assert (dry.returncode, dry.stdout.startswith(b"--- a/a.py\n+++ b/a.py\n@@ ")) == (0, True)
+    done = command_line.run("fill", "--undo", home=home)
+    assert (done.returncode, done.stdout, done.stderr, file.read_bytes()) == (0, b"", b"", before)
+    done = command_line.run("fill", "--undo", home=home)
+    assert (done.returncode, done.stderr.startswith(b"cg-local: error: nothing to take back")) == (1, True)
+
+
+def test_difference_is_what_write_does(home: Path, folder: Path) -> None:
+    before = {name: home.joinpath(name).read_bytes() for name in ("a.py", "b.py")}
+    arguments = ("fill", "a.py:2", "b.py:2:3", "a.py:1", "--model", str(folder), *LIVELY)
+    shown = command_line.run(*arguments, "--diff", home=home)
+    assert (shown.returncode, {name: home.joinpath(name).read_bytes() for name in before}) == (0, before)
+    assert shown.stdout.count(b"\n+++ b/") == 2
+    command_line.run(*arguments, "--write", home=home)
+    written = {name: home.joinpath(name).read_bytes() for name in before}
+    assert all(written[name] != before[name] for name in before)
+    undone = command_line.run("fill", "--undo", "2", "--json", home=home)
+    assert [json.loads(line)["undone"] for line in undone.stdout.splitlines()] == [True, True]
+    subprocess.run(["patch", "-p1", "-s", "--binary"], input=shown.stdout, cwd=home, check=True)
+    assert {name: home.joinpath(name).read_bytes() for name in before} == written
+
+
+def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model: LocalModel) -> None:
+    """The good ones are answered as each would be alone, and in the order in which they were given."""
+    home.joinpath("locked.py").write_text("x = 1\n")
+    home.joinpath("locked.py").chmod(0o444)
+    places = ("b.py:2", "none.py:4", "a.py:2: error: y", "b.py:99", "words", "locked.py:1", "b.py:2:7")
+    done = command_line.run("fill", *places, "--write", "--json", "--model", str(folder), *LIVELY, home=home)
+    assert done.returncode == 1
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    b = answer(model, "x = 1\n# here", "\ny = 2\n", "b.py")
+    texts = [
+        document["candidates"][0]["text"] if "candidates" in document else document["target"] for document in documents
+    ]
+    assert texts == [b, "none.py:4", answer_in_a(model).decode(), "b.py:99", "words", "locked.py:1:6", b]
+    assert [document.get("written") for document in documents] == [True, None, True, None, None, None, False]
+    assert home.joinpath("b.py").read_text() == f"x = 1\n# here{b}\ny = 2\n"
+    errors = done.stderr.decode().splitlines()
+    assert [line.removeprefix("cg-local: error: ").split(": ")[1].split(" (")[0].split(";")[0] for line in errors] == [
+        "no such file",
+        "line 99 is out of range",
+        "write FILE:LINE, FILE:LINE:COL or FILE:FIRST-LAST",
+        "read-only",
+        "another answer goes to the same place",
+    ]
+
+
+def test_list_on_standard_input_is_filled(home: Path, folder: Path, model: LocalModel) -> None:
+    listed = b"b.py:2:# here\nBinary file x.o matches\n\na.py:2:10: error: y\n"
+    done = command_line.run("fill", "-", "--model", str(folder), *LIVELY, home=home, stdin=listed)
+    b, a = answer(model, "x = 1\n# here", "\ny = 2\n", "b.py"), answer_in_a(model).decode()
+    expected = "".join(
+        f"==> {name} <==\n{text}" + "\n" * (not text.endswith("\n"))
+        for name, text in (("b.py:2:7", b), ("a.py:2:10", a))
+    )
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected, b"")
+
+
+def test_file_that_changes_meanwhile_is_not_written(home: Path, folder: Path) -> None:
+    from cg_local.cli import fill_changes
+    from cg_local.cli.fill_places import read_places
+
+    file = home / "b.py"
+    place = read_places([f"{file}:2"], None).good[0]
+    changes, _ = fill_changes.changes_of({0: place}, {0: "new"})
+    file.write_text("somebody else's\n")
+    errors = fill_changes.write_changes(changes)
+    assert "b.py: changed since it was read; nothing was written" in errors[0]
+    assert file.read_text() == "somebody else's\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, "name a place, or - to read places from standard input"),
+        (("words",), 2, "names no line"),
+        (("-:2", "--write"), 2, "--write needs a file; standard input has none"),
+        (("a.py:1", "b.py:1", "--path", "c.py"), 2, "names one file, and 2 are to be filled"),
+        (("locked.py:1", "--write"), 1, "locked.py: read-only (mode 444); make it writable (chmod u+w "),
+        (("twice.py:1", "--write"), 1, "twice.py: has 2 names (hard links)"),
+        (("--undo", "0"), 2, "0 writes cannot be taken back"),
+        (("--undo", "b.py"), 1, "nothing to take back: no write in b.py is in the journal"),
+        (("-",), 1, "standard input: no line of 1 names a place in a file"),
+        (("none.py:1", "none.py:2"), 1, "none.py: no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
+    home: Path, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    home.joinpath("locked.py").write_text("x = 1\n")
+    home.joinpath("locked.py").chmod(0o444)
+    home.joinpath("twice.py").write_text("x = 1\n")
+    os.link(home / "twice.py", home / "other.py")
+    done = command_line.run(
+        "fill",
+        *arguments,
+        "--model",
+        "no-such-model",
+        home=home,
+        stdin=b"no place\n" if "-:2" not in arguments else b"a\nb\n",
+    )
+    error = " ".join(done.stderr.decode().replace("│", " ").split())
+    assert (done.returncode, done.stdout, message in error) == (status, b"", True), error
+
+
+def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside) -> None:
+    from cg_local.cli.fill_changes import changes_of, write_changes
+    from cg_local.cli.fill_places import read_places
+
+    file = home / "b.py"
+    changes, _ = changes_of({0: read_places([f"{file}:2"], None).good[0]}, {0: " and there"})
+    assert write_changes(changes) == {}
+    file.write_text("x = 1\n# here or there\ny = 2\n")
+    done = inside.run("fill", "--undo", home=home)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"does not stand there any more, so nothing was taken back" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    done = inside.run("fill", "--undo", "--diff", home=home)
+    assert (done.returncode, b"\n-# here and there\n+# here\n" in done.stdout) == (1, True)
+    assert file.read_text() == "x = 1\n# here or there\ny = 2\n"
+
+
+def test_difference_on_a_terminal_is_coloured_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import sys
+
+    from cg_local.cli.fill_changes import show_diff
+
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    shown = []
+    for environment in ({"TERM": "xterm"}, {"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb"}):
+        stream = Terminal(io.BytesIO(), encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.delenv("NO_COLOR", raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdout", stream)
+            show_diff("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-old\r\n+new\x1b[2J\n")
+        shown.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    assert "\x1b[31m-old␍\x1b[" in shown[0]
+    assert "\x1b[32m+new␛[2J\x1b[" in shown[0]
+    assert "\x1b[3" not in shown[1]
+    assert shown[2] == "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-old␍\n+new␛[2J\n"
