@@ -328,8 +328,7 @@ def load(
 ) -> LocalModel:
     """Load a model.
 
-    The embedded model "nano" is quantized into the user's cache when it is first loaded; see `model_store` for the
-    folders and the environment variables that move them.
+    An embedded model is quantized into the user's cache when it is first loaded; `model_store` tells where that is.
 
     Args:
         name_or_path: "nano", the name of a model in the user's data folder, or the path of a model folder.
@@ -361,10 +360,9 @@ def load(
             on_notice(notice)
     trained = folder.config.max_position_embeddings
     context = trained if max_context is None else min(max_context, trained)
-    page_size = EngineConfig.page_size
     config = EngineConfig(
         max_context=context,
-        num_pages=num_sequences * -(-context // page_size) + -(-spare_tokens // page_size),
+        num_pages=num_sequences * _pages(context) + _pages(spare_tokens),
         num_threads=num_threads,
         kv_dtype=kv_dtype,
         max_draft_tokens=MAX_DRAFT_TOKENS if speculation else 0,
@@ -374,6 +372,10 @@ def load(
     model = LocalModel(found.name, folder, engine, tokenizer)
     model.load_seconds = time.perf_counter() - started
     return model
+
+
+def _pages(num_tokens: int) -> int:
+    return -(-num_tokens // EngineConfig.page_size)
 
 
 def _check_memory(name: str, folder: ModelFolder, config: EngineConfig, *, is_fused: bool) -> None:

@@ -13,9 +13,10 @@ import command_line
 import pytest
 from command_line import Inside
 
-from cg_local import prompt_budget, runtime
+from cg_local import prompt_budget
 from cg_local.cli import fill_context
 from cg_local.cli.fill_options import seconds_of
+from cg_local.engine import Engine
 from cg_local.tokenizer import Tokenizer
 
 CART = "from shop.money import Money\n\n\ndef total(items):\n    money = Money(0)\n    return money\n"
@@ -78,13 +79,13 @@ def test_what_is_shown_is_what_the_model_is_asked_with(
     options = ("fill", "shop/cart.py:5", "--model", str(folder), "--context", "repo", "--max-tokens", "8")
     document = json.loads(inside.run(*options, "--show-prompt", "--json", home=home).stdout)
     asked: list[list[int]] = []
-    stream_text = runtime.stream_text
+    add = Engine.add
 
-    def spy(engine: Any, tokenizer: Any, token_ids: list[int], *rest: Any) -> Any:
+    def spy(engine: Engine, token_ids: list[int], *rest: Any) -> Any:
         asked.append(token_ids)
-        return stream_text(engine, tokenizer, token_ids, *rest)
+        return add(engine, token_ids, *rest)
 
-    monkeypatch.setattr(runtime, "stream_text", spy)
+    monkeypatch.setattr(Engine, "add", spy)
     assert inside.run(*options, home=home).returncode == 0
     assert asked == [document["token_ids"]]
 
