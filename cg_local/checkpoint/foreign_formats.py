@@ -54,7 +54,7 @@ FOLDER_SIGNS: tuple[tuple[str, str], ...] = (
 
 def needed_instead_of(path: Path) -> str:
     """Return what is needed in place of a path, with the same model's repository where the path names the model."""
-    text = "/".join(path.absolute().parts[-3:]).lower()
+    text = "/".join(path.absolute().parts[-4:]).lower()
     found = next((name for pattern, name in OTHER_NAMES if re.search(pattern, text)), None) if "gemma" in text else None
     if found is None:
         return f"{NEEDED} (google/codegemma-2b, google/codegemma-7b-it, ...)"
