@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,23 @@ def test_a_file_cut_after_opening_and_values_that_are_not_finite_are_errors(tmp_
         file.truncate(start)
     with pytest.raises(CheckpointError, match="which shrank"):
         checkpoint.tensor(EMBEDDING)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_memory_stays_at_one_slab(tmp_path: Path) -> None:
+    left_out = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
+    write_gguf(tmp_path / "m.gguf", {**MQA, "vocab_size": 40_000}, kind="Q8_0", left_out=left_out)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")  # 41 MB as float32
+    checkpoint.rows(EMBEDDING, 0, 1)  # imports the package
+    before, growth = resident_bytes(), 0
+    for start in range(0, 40_000, 1000):
+        checkpoint.rows(EMBEDDING, start, start + 1000)  # 1 MB as float32
+        growth = max(growth, resident_bytes() - before)
+    assert growth < 8 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def test_only_quantized_files_need_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
