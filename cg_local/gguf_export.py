@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local.checkpoint import Checkpoint
-from cg_local.checkpoint.hugging_face import EMBEDDING_NAME, HEAD_NAME
+from cg_local.checkpoint.gguf_names import gguf_name
+from cg_local.checkpoint.published import EMBEDDING_NAME
+from cg_local.checkpoint.sentencepiece_model import (
+    CONTROL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    sentencepiece_pieces,
+)
 from cg_local.errors import ExportError
 from cg_local.packing import bfloat16_from_float32
 from cg_local.tokenizer import FIM_IDS, NUM_CONTROL_IDS, SPACE, Tokenizer
@@ -33,43 +39,7 @@ SOURCES_KEY = "cg_local.sources"
 SLAB_BYTES = 16 << 20  # of float32
 READ_BYTES = 16 << 20
 
-_TENSOR_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_OTHER_NAMES = {
-    EMBEDDING_NAME: "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    HEAD_NAME: "output.weight",
-}
-_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
-
-# Token types of GGUF, whose first six are SentencePiece's own. Source: gguf-py/gguf/constants.py, TokenType.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One entry of a SentencePiece vocabulary.
-
-    Attributes:
-        text: UTF-8, spaces spelled as U+2581.
-        score: a merge's logarithmic probability, or minus its rank.
-        kind: NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE.
-    """
-
-    text: bytes
-    score: float
-    kind: int
 
 
 def export_gguf(
@@ -88,14 +58,15 @@ def export_gguf(
         CheckpointError: weights that cannot be read.
         TokenizerError: tokenizer.model is not laid out as CodeGemma's.
     """
-    if checkpoint.tokenizer_path is None:
+    tokenizer = checkpoint.tokenizer_bytes()
+    if tokenizer is None:
         raise ExportError(f"{checkpoint.path}: no tokenizer.model, which a GGUF file holds too; add the published one")
     gguf = _gguf()
     partial = destination.with_name(f".{destination.name}.partial")
     writer = gguf.GGUFWriter(partial, "gemma")
     try:
         _add_metadata(writer, checkpoint, is_widened)
-        _add_vocabulary(writer, checkpoint.tokenizer_path, checkpoint.config.vocab_size)
+        _add_vocabulary(writer, tokenizer, str(checkpoint.path), checkpoint.config.vocab_size)
         kinds = {name: _stored_kind(checkpoint, name, is_widened) for name in checkpoint.tensor_names}
         for name, kind in kinds.items():
             shape, dtype = checkpoint.shape(name), np.dtype(np.float32 if kind == "F32" else np.float16)
@@ -115,15 +86,6 @@ def export_gguf(
         partial.unlink(missing_ok=True)
 
 
-def gguf_name(name: str) -> str:
-    """Return a tensor's GGUF name for its Hugging Face name."""
-    if name in _OTHER_NAMES:
-        return _OTHER_NAMES[name]
-    found = _LAYER_NAME.fullmatch(name)
-    assert found, f"{name} is no tensor of Gemma"
-    return f"blk.{found[1]}.{_TENSOR_NAMES[found[2]]}.weight"
-
-
 def source_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the SHA-256 of each file of a checkpoint by its name; reads all of them."""
     digests = {}
@@ -136,59 +98,22 @@ def source_digests(checkpoint: Checkpoint) -> dict[str, str]:
     return digests
 
 
-def sentencepiece_pieces(model: bytes) -> Iterator[Piece]:
-    """Yield the vocabulary of a serialized SentencePiece model in the order of its ids.
-
-    Args:
-        model: a file that `Tokenizer.from_file` accepts.
-
-    Source: google/sentencepiece, sentencepiece_model.proto: field 1 of ModelProto is a piece, with the fields
-    1 (piece), 2 (score) and 3 (type, default NORMAL).
-    """
-    for field, value in _protobuf_fields(model):
-        if field == 1 and isinstance(value, bytes):
-            members: dict[int, Any] = dict(_protobuf_fields(value))
-            score = struct.unpack("<f", members.get(2, bytes(4)))[0]
-            yield Piece(members.get(1, b""), score, int(members.get(3, NORMAL)))
-
-
-def _protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Yield (field number, value) of a protobuf message: bytes for fixed and delimited values, int for varints."""
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        kind = key & 7
-        if kind == 0:
-            value, position = _varint(data, position)
-            yield key >> 3, value
-            continue
-        length = {1: 8, 5: 4}.get(kind, 0)
-        if kind == 2:
-            length, position = _varint(data, position)
-        yield key >> 3, data[position : position + length]
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value, position, shift = value | (byte & 0x7F) << shift, position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-
-
 def _gguf() -> Any:
     try:
         import gguf
     except ImportError as cause:
-        raise ExportError("the package gguf, which writes GGUF files, is missing; run `pip install gguf`") from cause
+        raise ExportError(
+            "the package gguf, which writes GGUF files, is missing; run `pip install 'cg-local[gguf]'`"
+        ) from cause
     return gguf
 
 
 def _stored_kind(checkpoint: Checkpoint, name: str, is_widened: bool) -> str:
     is_gain = len(checkpoint.shape(name)) == 1
-    return "F32" if is_gain or is_widened else checkpoint.dtype(name)
+    if is_gain or is_widened:
+        return "F32"
+    kind = checkpoint.dtype(name)
+    return kind if kind in ("BF16", "F16") else "F32"  # blocks of a GGUF source are not written again
 
 
 def _add_metadata(writer: Any, checkpoint: Checkpoint, is_widened: bool) -> None:
@@ -205,15 +130,21 @@ def _add_metadata(writer: Any, checkpoint: Checkpoint, is_widened: bool) -> None
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    if checkpoint.is_free_of_gemma_terms:
+        writer.add_license("apache-2.0")
+    else:
+        writer.add_license("gemma")
+    if checkpoint.chat_template is not None:
+        writer.add_chat_template(checkpoint.chat_template)
     # llama.cpp's numbers of these file types. Source: gguf-py/gguf/constants.py, LlamaFileType.
     writer.add_file_type({"F32": 0, "F16": 1, "BF16": 32}[_stored_kind(checkpoint, EMBEDDING_NAME, is_widened)])
     writer.add_string(SOURCES_KEY, json.dumps(source_digests(checkpoint), sort_keys=True))
 
 
-def _add_vocabulary(writer: Any, path: Path, num_rows: int) -> None:
+def _add_vocabulary(writer: Any, model: bytes, where: str, num_rows: int) -> None:
     """Add the pieces; rows of the embedding beyond them become unused tokens, as in llama.cpp's own conversion."""
-    Tokenizer.from_file(path)  # refuses other layouts
-    pieces = [_as_token(token_id, piece) for token_id, piece in enumerate(sentencepiece_pieces(path.read_bytes()))]
+    Tokenizer.from_bytes(model, where)  # refuses other layouts
+    pieces = [_as_token(token_id, piece) for token_id, piece in enumerate(sentencepiece_pieces(model))]
     pieces += [Piece(f"[PAD{token_id}]".encode(), -1000.0, UNUSED) for token_id in range(len(pieces), num_rows)]
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")

@@ -281,8 +281,9 @@ def _describe_other(folder: Path) -> str:
         return f"{folder}: no such folder; give a model folder: {make}"
     if folder.is_file():
         with folder.open("rb") as file:
-            kind = "a GGUF file" if file.read(4) == b"GGUF" else "a file"
-        return f"{folder}: {kind}, not a model folder; {make}"
+            if file.read(4) == b"GGUF":
+                return f"{folder}: a GGUF file, not a model folder; run `cg-local quantize {folder} DEST` and use DEST"
+        return f"{folder}: a file, not a model folder; {make}"
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if CONFIG_FILE in names and any(".safetensors" in name for name in names):
         return f"{folder}: unquantized weights, not a model folder; run `cg-local quantize {folder} DEST` and use DEST"

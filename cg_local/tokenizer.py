@@ -88,6 +88,19 @@ class Tokenizer:
             model = Path(path).read_bytes()
         except OSError as error:
             raise TokenizerError(f"{where}: cannot be read ({error.strerror}); {ADVICE}") from None
+        return cls.from_bytes(model, where)
+
+    @classmethod
+    def from_bytes(cls, model: bytes, where: str) -> Tokenizer:
+        """Load a serialized SentencePiece model and check that it is laid out as CodeGemma's.
+
+        Args:
+            model: the bytes of a `tokenizer.model`.
+            where: names its file in messages.
+
+        Raises:
+            TokenizerError: it is no SentencePiece model, or has another layout.
+        """
         processor = SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(_with_control_types(model, where))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def info(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Embedded name, model folder, or folder of published weights.")
+        str, typer.Argument(metavar="MODEL", help="Embedded name, model folder, or published weights.")
     ] = "nano",
     context: Annotated[
         Optional[int], typer.Option("--context", min=1, help="Tokens of context; default: the model's.")  # noqa: UP045
@@ -35,6 +35,7 @@ def info(
       cg-local info
       cg-local info ~/models/codegemma-2b-q4 --context 4096
       cg-local info ~/Downloads/codegemma-7b
+      cg-local info ~/Downloads/codegemma-2b-f16.gguf
     """
     from cg_local.model_store import find_model, is_model_folder
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from cg_local.cli import options
+from cg_local.cli.published import checkpoint_path, progress_bar
 from cg_local.cli.render import notice, write_stdout
 
 if TYPE_CHECKING:
     from cg_local.quant.report import QuantizationReport
     from cg_local.quant.schemes import QuantizationPlan
 
-Progress = Callable[[int, int, str], None]
-
 
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of published weights, or an embedded name.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")],
     scheme: Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")] = (
         options.Scheme.q4
@@ -33,7 +31,7 @@ def quantize(
         Optional[int], typer.Option("--threads", min=1, help="Threads of the search; default: every processor.")  # noqa: UP045
     ] = None,
 ) -> None:
-    """Turn published weights (Hugging Face layout) into a model folder that cg-local runs.
+    """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
     Needs at most 1 GiB of memory for any model. DEST appears whole or not at all.
 
@@ -41,18 +39,19 @@ def quantize(
     Examples:
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q8 --scheme q8 --verify
+      cg-local quantize ~/Downloads/codegemma-2b-f16.gguf ~/models/codegemma-2b-q4
       cg-local quantize ~/Downloads/codegemma-7b ~/models/codegemma-7b-q4 --dry-run
     """
     from cg_local import quant
 
-    checkpoint = _checkpoint_of(source)
+    checkpoint = checkpoint_path(source)
     if dry_run:
         plan = quant.plan(checkpoint, scheme.value)
         for text in plan.notices:
             notice(text)
         write_stdout(_plan_text(plan))
         return
-    with _progress_bar() as on_progress:
+    with progress_bar() as on_progress:
         report = quant.quantize(
             checkpoint, destination, scheme.value, overwrite=overwrite, on_progress=on_progress, num_threads=threads
         )
@@ -63,31 +62,6 @@ def quantize(
 
         open_model_folder(destination, verify=True)
     write_stdout(_report_text(report, is_verified=verify))
-
-
-def _checkpoint_of(source: str) -> Path:
-    from cg_local.models import EMBEDDED, embedded_checkpoint
-
-    return embedded_checkpoint(source) if source in EMBEDDED else Path(source)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
-    """A bar with the time left on stderr; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("preparing", total=None)
-
-        def show(done: int, total: int, tensor: str) -> None:
-            bar.update(task, completed=done, total=total, description=tensor)
-
-        yield show
 
 
 def _plan_text(plan: QuantizationPlan) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cg_local.checkpoint import Checkpoint, open_checkpoint
 from cg_local.errors import QuantizeError
-from cg_local.model_folder_writer import NOTICE_FILES, ModelFolderWriter
+from cg_local.model_folder_writer import ModelFolderWriter
 from cg_local.packing import GROUP, TILE_ROWS, pack_codebook
 from cg_local.quant.encode import EncodedRows, encode_rows, learn_codebook
 from cg_local.quant.report import QuantizationReport, TensorReport, quality_document, quality_draft
@@ -199,7 +199,8 @@ class _SourceDigests:
 
 
 def _writer(checkpoint: Checkpoint, plan: QuantizationPlan, destination: Path, overwrite: bool) -> ModelFolderWriter:
-    if checkpoint.tokenizer_path is None:
+    tokenizer = checkpoint.tokenizer_bytes()
+    if tokenizer is None:
         raise QuantizeError(
             f"{checkpoint.path}: tokenizer.model is missing; download it from the model's page into this folder"
         )
@@ -208,8 +209,8 @@ def _writer(checkpoint: Checkpoint, plan: QuantizationPlan, destination: Path, o
         destination,
         config=checkpoint.config,
         config_bytes=checkpoint.config_bytes,
-        tokenizer_bytes=_read(checkpoint.tokenizer_path),
-        notices=_notices(checkpoint.path),
+        tokenizer_bytes=tokenizer,
+        notices=_notices(checkpoint),
         scheme=plan.scheme,
         formats=plan.formats,
         draft=_details(checkpoint, quality_draft(tuple(plan.formats)), sources, plan, -1.23456e300),
@@ -217,23 +218,14 @@ def _writer(checkpoint: Checkpoint, plan: QuantizationPlan, destination: Path, o
     )
 
 
-def _notices(source: Path) -> dict[str, bytes]:
+def _notices(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The source's own terms, and Gemma's notice, which every derivative of it must bear.
 
-    A source whose LICENSE is Apache's is no derivative of Gemma's weights, only of the same architecture.
-
     Source: Gemma Terms of Use, section 3.1."""
-    own = {name: _read(source / name) for name in NOTICE_FILES if (source / name).is_file()}
-    if b"Apache License" not in own.get("LICENSE", b""):
+    own = dict(checkpoint.terms)
+    if not checkpoint.is_free_of_gemma_terms:
         own["NOTICE"] = own.get("NOTICE", b"") + GEMMA_NOTICE.encode("ascii")
     return own
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as cause:
-        raise QuantizeError(f"{path}: cannot be read ({cause.strerror}); check its permissions") from cause
 
 
 def _details(

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cg_local.bench import peers
 from cg_local.bench.engines import LlamaBench, Load, llama_engine
 from cg_local.bench.peers import check_sources, llama_worker, make_peer_files, peer_file
 from cg_local.checkpoint import open_checkpoint
+from cg_local.config import SamplingParams
 from cg_local.errors import BenchmarkError
 from cg_local.gguf_export import SOURCES_KEY, export_gguf
 from cg_local.model_folder import open_model_folder
@@ -26,6 +28,13 @@ from cg_local.models import embedded_checkpoint
 from cg_local.tokenizer import Tokenizer
 
 PEER_PYTHON = os.environ.get("CG_LOCAL_PEER_PYTHON", sys.executable)
+PROMPTS = (
+    "import os\n\n\ndef read_lines(path):\n    with open(path) as file:\n        ",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, ",
+    "for name in sorted(names):\n    if ",
+    "def test_addition():\n    assert ",
+    '"""Reads a configuration."""\n\nfrom __future__ import annotations\n\nimport ',
+)
 LOAD = Load(num_threads=2, max_context=64, num_pages=4)
 
 # Answers as llama_worker does; "quantizes" by copying the name of the type behind the file.
@@ -179,6 +188,60 @@ def test_quantized_files_hold_the_model_folders_sources(tmp_path: Path) -> None:
         file = peer_file(tmp_path, "Q4_0")
         recorded = worker.ask("load", model=str(file), num_threads=1, max_context=64)["sources"]
     assert check_sources(file, recorded, open_model_folder(tmp_path / "q4").metadata["sources"]) is None
+
+
+@pytest.mark.peers
+def test_imported_file_has_the_logits_that_llama_cpp_computes(tmp_path: Path) -> None:
+    nano = embedded_checkpoint("nano")
+    export_gguf(open_checkpoint(nano), tmp_path / "nano.gguf", is_widened=True)
+    imported = open_checkpoint(tmp_path / "nano.gguf")
+    token_ids = [2, *Tokenizer.from_file(nano / "tokenizer.model").encode(PROMPTS[0] * 3)]
+    with llama_worker(PEER_PYTHON) as worker:
+        worker.ask("load", model=str(imported.path), num_threads=2, max_context=512, is_exact=True)
+        shape = worker.ask("logits", token_ids=token_ids, destination=str(tmp_path / "logits"))["shape"]
+    found = np.fromfile(tmp_path / "logits", "<f4").reshape(shape).astype(np.float64)
+    ours = reference.logits(imported, token_ids)
+
+    assert np.array_equal(ours, reference.logits(nano, token_ids))
+    largest = np.abs(found - ours).max() / (ours.max() - ours.min())
+    log_ours, log_found = log_softmax(ours.astype(np.float64)), log_softmax(found)
+    divergence = (np.exp(log_ours) * (log_ours - log_found)).sum(axis=1).mean()
+    print(f"{len(token_ids)} tokens: largest difference {largest:.2e} of the logits' range, KL {divergence:.2e}")
+    # llama.cpp computes GELU through a table of float16: relative errors of 2**-11 in the activations.
+    assert largest < 2e-3
+    assert divergence < 1e-5
+    assert np.array_equal(found.argmax(axis=1), ours.argmax(axis=1))
+
+
+@pytest.mark.peers
+def test_exported_file_says_in_llama_cpp_what_cg_local_says(tmp_path: Path) -> None:
+    import cg_local
+    from cg_local.quant import quantize
+
+    nano = embedded_checkpoint("nano")
+    export_gguf(open_checkpoint(nano), tmp_path / "nano.gguf", is_widened=True)
+    quantize(tmp_path / "nano.gguf", tmp_path / "nano", "bf16")
+    model = cg_local.load(tmp_path / "nano")
+    with llama_worker(PEER_PYTHON) as worker:
+        worker.ask("load", model=str(tmp_path / "nano.gguf"), num_threads=2, max_context=256, is_exact=True)
+        for prompt in PROMPTS:
+            theirs = greedy(worker, model.tokenizer, prompt, 24, tmp_path / "logits")
+            ours = model.complete(prompt, params=SamplingParams(max_tokens=24)).text
+            assert theirs == ours
+            assert ours
+
+
+def greedy(worker: Any, tokenizer: Tokenizer, prompt: str, num_tokens: int, scratch: Path) -> str:
+    """Return the most probable text that llama.cpp finds, token by token, from the ids that it makes of the prompt."""
+    token_ids = [2, *worker.ask("tokenize", text=prompt)["token_ids"]]
+    first = len(token_ids)
+    for _ in range(num_tokens):
+        shape = worker.ask("logits", token_ids=token_ids, destination=str(scratch))["shape"]
+        following = int(np.fromfile(scratch, "<f4").reshape(shape)[-1].argmax())
+        if following in tokenizer.infill_stop_ids:
+            break
+        token_ids.append(following)
+    return tokenizer.decode(token_ids[first:])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

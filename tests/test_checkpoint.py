@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_checkpoint_rows_equal_slices_of_the_tensor(tmp_path: Path) -> None:
 def test_checkpoint_tensor_of_several_slabs_equals_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(write_toy_checkpoint(tmp_path / "m", SMALL))
     whole = checkpoint.tensor("model.embed_tokens.weight")
-    monkeypatch.setattr("cg_local.checkpoint.hugging_face.SLAB_BYTES", 7 * 4 * 32)
+    monkeypatch.setattr("cg_local.checkpoint.published.SLAB_BYTES", 7 * 4 * 32)
 
     np.testing.assert_array_equal(checkpoint.tensor("model.embed_tokens.weight"), whole)
 
@@ -260,8 +261,8 @@ def test_checkpoint_names_the_format_of_a_foreign_folder(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"GGUF\x03", "a GGUF file"),
-        (b"PK\x03\x04", "PyTorch or zip"),
+        (b"GGUF\x03", "the file is damaged"),
+        (b"PK\x03\x04", "a damaged PyTorch or zip archive"),
         (b"\x80\x02", "PyTorch pickle"),
         (b"\x89HDF\r\n\x1a\n", "Keras"),
         (b"\x1f\x8b\x08", "gzip"),
@@ -274,6 +275,39 @@ def test_checkpoint_names_the_format_of_a_file(tmp_path: Path, data: bytes, word
     path.write_bytes(data)
 
     assert words in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        ("archive/data.pkl", "found a PyTorch checkpoint"),
+        ("model.weights.h5", "found a Keras model"),
+        ("notes.txt", "unpack it"),
+    ],
+)
+def test_checkpoint_looks_into_an_archive(tmp_path: Path, member: str, words: str) -> None:
+    with zipfile.ZipFile(tmp_path / "model.any", "w") as archive:
+        archive.writestr(member, b"")
+    assert words in refusal(tmp_path / "model.any")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("codegemma-1.1-7b-it-pytorch/model.ckpt", "google/codegemma-1.1-7b-it "),
+        ("keras/code_gemma_1.1_2b_en/model.weights.h5", "google/codegemma-1.1-2b "),
+        ("code_gemma_instruct_7b_en/model.weights.h5", "google/codegemma-7b-it "),
+        ("codegemma/flax/7b-pt/_METADATA", "google/codegemma-7b "),
+        ("codegemma-2b.ckpt", "google/codegemma-2b "),
+    ],
+)
+def test_checkpoint_names_the_repository_of_the_same_weights(tmp_path: Path, name: str, repository: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x80\x02")
+    assert f"`hf download {repository}" in refusal(path)
+    if path.parent != tmp_path:
+        assert f"`hf download {repository}" in refusal(path.parent)
 
 
 def test_checkpoint_names_what_is_not_there(tmp_path: Path) -> None:

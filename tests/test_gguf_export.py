@@ -15,20 +15,18 @@ from sentencepiece import SentencePieceProcessor
 from toy_models import MQA, write_toy_checkpoint
 
 from cg_local.checkpoint import open_checkpoint
-from cg_local.errors import ExportError
-from cg_local.gguf_export import (
+from cg_local.checkpoint.gguf_names import gguf_name
+from cg_local.checkpoint.sentencepiece_model import (
     BYTE,
     CONTROL,
     NORMAL,
-    SOURCES_KEY,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    export_gguf,
-    gguf_name,
     sentencepiece_pieces,
-    source_digests,
 )
+from cg_local.errors import ExportError
+from cg_local.gguf_export import SOURCES_KEY, export_gguf, source_digests
 from cg_local.packing import float32_from_bfloat16
 
 gguf = pytest.importorskip("gguf")
@@ -160,7 +158,7 @@ def test_missing_package_is_named(source: Path, tmp_path: Path, monkeypatch: pyt
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ExportError, match="pip install gguf"):
+    with pytest.raises(ExportError, match=r"pip install .cg-local\[gguf\]"):
         export_gguf(open_checkpoint(source), tmp_path / "toy.gguf")
 
 

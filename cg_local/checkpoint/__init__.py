@@ -4,6 +4,7 @@ This package owns finding, checking and decoding what others published. It does 
 `Checkpoint` holds exactly the tensors of its config, each of the right shape and of a known floating-point type.
 """
 
-from cg_local.checkpoint.hugging_face import Checkpoint, open_checkpoint
+from cg_local.checkpoint.opening import open_checkpoint
+from cg_local.checkpoint.published import Checkpoint
 
 __all__ = ["Checkpoint", "open_checkpoint"]

@@ -12,42 +12,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cg_local.checkpoint.foreign_formats import NEEDED, describe_file
+from cg_local.checkpoint.published import EMBEDDING_NAME, HEAD_NAME, Checkpoint
 from cg_local.checkpoint.weight_files import find_weight_files
 from cg_local.config import ModelConfig, read_config_bytes
 from cg_local.errors import CheckpointError
 from cg_local.packing import float32_from_bfloat16
 from cg_local.safetensors_file import SafetensorsFile, TensorEntry, shown
 
-EMBEDDING_NAME = "model.embed_tokens.weight"
-HEAD_NAME = "lm_head.weight"
+TERMS_FILES = ("NOTICE", "LICENSE")
 DTYPE_BYTES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
-SLAB_BYTES = 16 << 20  # of float32; what `tensor` and the head's comparison hold beside their result
 
 # Buffers that older versions of transformers saved with the weights; all are computed from the config.
 HARMLESS_NAMES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-class Checkpoint:
-    """Published weights, opened and checked.
-
-    Attributes:
-        path: the folder.
-        config: of the model.
-        config_bytes: config.json as it stands in the folder.
-        tokenizer_path: tokenizer.model, or None where the folder has none.
-        source_files: every file that belongs to the checkpoint, config.json first.
-        has_separate_head: whether lm_head.weight is stored and differs from the embedding.
-        has_chat_template: whether a chat template is published with the weights: they are tuned for chat.
-        notices: one-line things that a user should be told.
-        tensor_names: in the order of config.tensor_shapes(), then lm_head.weight if has_separate_head.
-    """
+class HuggingFaceCheckpoint(Checkpoint):
+    """Published weights in the Hugging Face layout; `path` is the folder, config.json the first of `source_files`."""
 
     def __init__(self, path: Path) -> None:
         """Open a folder; see `open_checkpoint`."""
@@ -58,13 +44,16 @@ class Checkpoint:
         tokenizer = path / "tokenizer.model"
         self.tokenizer_path = tokenizer if tokenizer.is_file() else None
         paths = (path / "config.json", *weight_paths, self.tokenizer_path)
-        self.source_files: tuple[Path, ...] = tuple(file for file in paths if file is not None)
-        self.has_chat_template = _has_chat_template(path)
+        self.source_files = tuple(file for file in paths if file is not None)
+        self.chat_template = _chat_template(path)
+        self.terms = {name: (path / name).read_bytes() for name in TERMS_FILES if (path / name).is_file()}
+        # Such weights are no derivative of Gemma's, only of the same architecture.
+        self.is_free_of_gemma_terms = b"Apache License" in self.terms.get("LICENSE", b"")
         self._check_tensors()
-        self.has_separate_head = HEAD_NAME in self._files and self._head_differs()
+        self.has_separate_head = HEAD_NAME in self._files and self.head_differs()
         self.notices = self._make_notices()
         head = (HEAD_NAME,) if self.has_separate_head else ()
-        self.tensor_names: tuple[str, ...] = (*self.config.tensor_shapes(), *head)
+        self.tensor_names = (*self.config.tensor_shapes(), *head)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor of `tensor_names`."""
@@ -74,48 +63,33 @@ class Checkpoint:
         """Return how a tensor is stored: "BF16", "F16" or "F32"."""
         return self._entry(name).dtype
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """Return a whole tensor as float32.
+    def tokenizer_bytes(self) -> bytes | None:
+        """Return tokenizer.model; None where the folder has none.
 
         Raises:
-            CheckpointError: the file shrank since it was opened, or a value is not finite.
+            CheckpointError: it cannot be read.
         """
-        shape = self.shape(name)
-        values = np.empty((shape[0], math.prod(shape[1:])), np.float32)
-        for start, stop in self._slabs(name):
-            values[start:stop] = self.rows(name, start, stop)
-        return values.reshape(shape)
+        if self.tokenizer_path is None:
+            return None
+        try:
+            return self.tokenizer_path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.tokenizer_path}: cannot be read ({error.strerror}); check its permissions"
+            ) from error
 
-    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows start..stop of a tensor as float32 [stop - start, columns], reading only their bytes.
-
-        The bytes are copied by read calls, not mapped, so that they never count as this process's memory and a file
-        that is cut meanwhile is an error message, not a crash. A vector counts as one column.
-
-        Raises:
-            CheckpointError: the file shrank since it was opened, or a value is not finite.
-        """
+    def _decoded(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         entry = self._entry(name)
         columns = math.prod(entry.shape[1:])
         row_bytes = columns * DTYPE_BYTES[entry.dtype]
         data = self._files[name].read(name, start * row_bytes, stop * row_bytes)
-        values = _decode(data, entry.dtype).reshape(stop - start, columns)
-        if not np.isfinite(values).all():
-            row = start + int(np.argmin(np.isfinite(values).all(axis=1)))
-            raise CheckpointError(
-                f"{self._files[name].path}: tensor {name} holds NaN or infinity in row {row}; weights must be finite: "
-                "download the file again, or repair the fine-tune"
-            )
-        return values
+        return _decode(data, entry.dtype).reshape(stop - start, columns)
+
+    def _file_of(self, name: str) -> Path:
+        return self._files[name].path
 
     def _entry(self, name: str) -> TensorEntry:
         return self._files[name].entries[name]
-
-    def _slabs(self, name: str) -> Iterator[tuple[int, int]]:
-        num_rows, *rest = self.shape(name)
-        step = max(1, SLAB_BYTES // (4 * math.prod(rest)))
-        for start in range(0, num_rows, step):
-            yield start, min(start + step, num_rows)
 
     def _check_tensors(self) -> None:
         """Compare names, shapes and types of all stored tensors with the config's."""
@@ -156,14 +130,6 @@ class Checkpoint:
                 f"{', '.join(DTYPE_BYTES)}: use the original weights, not a quantized copy"
             )
 
-    def _head_differs(self) -> bool:
-        """Compare lm_head.weight with the embedding bit by bit, slab by slab, up to the first difference."""
-        for start, stop in self._slabs(EMBEDDING_NAME):
-            head = self.rows(HEAD_NAME, start, stop).view(np.uint32)
-            if not np.array_equal(head, self.rows(EMBEDDING_NAME, start, stop).view(np.uint32)):
-                return True
-        return False
-
     def _make_notices(self) -> tuple[str, ...]:
         if not self.has_separate_head or not self.config.tie_word_embeddings:
             return ()
@@ -171,28 +137,6 @@ class Checkpoint:
             f"{self.path}: {HEAD_NAME} differs from the embedding although config.json ties them; "
             "the stored head is used as the output layer",
         )
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open published weights in the Hugging Face layout.
-
-    Args:
-        path: a folder with config.json and model.safetensors, or model.safetensors.index.json and its shards.
-
-    Raises:
-        CheckpointError: no such folder, another format (named), a damaged file, tensors that are missing, spare, of
-            another shape or type than the config says.
-        ConfigError: config.json is missing, malformed or describes another network.
-    """
-    folder = Path(path)
-    try:
-        if not folder.exists():
-            raise CheckpointError(f"{folder}: no such folder; {NEEDED}")
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: found {describe_file(folder)}; {NEEDED}")
-        return Checkpoint(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror}; check the path and its permissions") from error
 
 
 def _first_of(names: list[str]) -> str:
@@ -206,16 +150,20 @@ def _decode(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     return data.view("<f2" if dtype == "F16" else "<f4").astype(np.float32, copy=False)
 
 
-def _has_chat_template(folder: Path) -> bool:
-    """Whether tokenizer_config.json or a file of its own holds one; what cannot be read counts as none.
+def _chat_template(folder: Path) -> str | None:
+    """Return the template of chat_template.jinja or tokenizer_config.json; what cannot be read counts as none.
 
-    Source: transformers, tokenization_utils_base.py (chat_template of tokenizer_config.json, chat_template.jinja);
+    Source: transformers, tokenization_utils_base.py (a list has named templates, of which "default" is the usual one);
     Google's base models come without, the instruction-tuned ones with it.
     """
-    if (folder / "chat_template.jinja").is_file():
-        return True
     try:
+        if (folder / "chat_template.jinja").is_file():
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
         values = json.loads((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and bool(values.get("chat_template"))
+        return None
+    template = values.get("chat_template") if isinstance(values, dict) else None
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default") or next(iter(named.values()), None)
+    return template if isinstance(template, str) and template else None

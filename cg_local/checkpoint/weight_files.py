@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cg_local.checkpoint.foreign_formats import NEEDED, describe_file, describe_folder
+from cg_local.checkpoint.foreign_formats import describe_file, describe_folder, needed_instead_of
 from cg_local.errors import CheckpointError
 from cg_local.safetensors_file import SafetensorsFile, shown
 
@@ -35,7 +35,7 @@ def find_weight_files(folder: Path) -> tuple[dict[str, SafetensorsFile], tuple[P
         file = open_weight_file(single)
         return dict.fromkeys(file.entries, file), (single,)
     if not index.exists():
-        raise CheckpointError(f"{folder}: found {describe_folder(folder)}; {NEEDED}")
+        raise CheckpointError(f"{folder}: found {describe_folder(folder)}; {needed_instead_of(folder)}")
     weight_map = _read_weight_map(index)
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (folder / shard).exists()]

@@ -43,14 +43,14 @@ class OpenedModel:
         path: of the checkpoint or model folder.
         source: its tensors.
         scheme: of a model folder, or "published".
-        tokenizer_path: None where a checkpoint has none.
+        tokenizer_model: a SentencePiece model, serialized; None where a checkpoint has none.
     """
 
     name: str
     path: Path
     source: WeightSource
     scheme: str
-    tokenizer_path: Path | None
+    tokenizer_model: bytes | None
 
     @property
     def config(self) -> ModelConfig:
@@ -63,9 +63,9 @@ class OpenedModel:
         Raises:
             TokenizerError: there is none, or it is of another model.
         """
-        if self.tokenizer_path is None:
+        if self.tokenizer_model is None:
             raise TokenizerError(f"{self.path}: has no tokenizer.model; copy it from the published model")
-        tokenizer = Tokenizer.from_file(self.tokenizer_path)
+        tokenizer = Tokenizer.from_bytes(self.tokenizer_model, str(self.path))
         tokenizer.check_rows(self.config.vocab_size, str(self.path))
         return tokenizer
 
@@ -87,10 +87,11 @@ def open_model(
     if (found.is_embedded and scheme is not None) or (not found.is_embedded and is_model_folder(found.path)):
         folder = open_model_folder(ready_folder(found, scheme, on_progress))
         refuse_scheme(found, scheme, folder.scheme)
-        return OpenedModel(found.name, folder.path, DequantizedFolder(folder), folder.scheme, folder.tokenizer_path)
+        tokenizer = folder.tokenizer_path.read_bytes()
+        return OpenedModel(found.name, folder.path, DequantizedFolder(folder), folder.scheme, tokenizer)
     refuse_scheme(found, scheme, PUBLISHED)
     checkpoint = open_checkpoint(found.path)
-    return OpenedModel(found.name, found.path, checkpoint, PUBLISHED, checkpoint.tokenizer_path)
+    return OpenedModel(found.name, found.path, checkpoint, PUBLISHED, checkpoint.tokenizer_bytes())
 
 
 def compile_model(
