@@ -77,9 +77,16 @@ def chat(
       cg-local chat -x -t test -f src/parser.py > tests/test_parser.py
     """
     arguments = {name: value for name, value in locals().items() if name != "context"}
-    # A saved conversation goes on with its own model, unless another one is asked for here.
-    source = context.get_parameter_source("model")
-    _chat(ChatArguments(**arguments), is_model_named=source is not None and source.name == "COMMANDLINE")
+    # A saved conversation goes on with its own model and system text, unless another one is asked for here.
+    if (continue_last or session is not None) and not _is_named(context, "system"):
+        arguments["system"] = None
+    _chat(ChatArguments(**arguments), is_model_named=_is_named(context, "model"))
+
+
+def _is_named(context: typer.Context, parameter: str) -> bool:
+    """Whether a parameter stands on the command line, and does not come from the settings."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _chat(given: ChatArguments, *, is_model_named: bool) -> None:

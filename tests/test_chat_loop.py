@@ -1,0 +1,86 @@
+"""The loop of a chat, in this process: lines go in, and what is said, kept and given back is looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Inside
+from scripted_chat import ScriptedModel
+
+from cg_local import runtime
+from cg_local.cli import request
+from cg_local.conversation import Message
+from cg_local.errors import SessionError
+from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
+
+ASK, ANSWER = Message("user", "say hello"), Message("model", "hello")
+Talk = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CG_LOCAL_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("CG_LOCAL_STATE", str(tmp_path / "state"))
+    return tmp_path
+
+
+@pytest.fixture
+def talk(
+    chat_folder: Path, home: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> Talk:
+    """A function from arguments and lines to a whole chat; what is no terminal reads its lines plainly."""
+    monkeypatch.setattr(runtime, "Model", ScriptedModel)
+    monkeypatch.setattr(request, "has_terminal_input", lambda: True)
+    inside = Inside(capfdbinary, monkeypatch)
+
+    def run(*arguments: str, lines: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+        return inside.run("chat", "--model", str(chat_folder), *arguments, home=home)
+
+    return run
+
+
+def database(home: Path) -> Path:
+    return home / "data" / "sessions" / "sessions.db"
+
+
+def saved(home: Path) -> list[SavedSession]:
+    """The saved conversations, the newest first."""
+    with contextlib.suppress(SessionError), SessionStore(database(home), is_read_only=True) as store:
+        return [store.load(each.session_id) for each in store.summaries()]
+    return []
+
+
+def begin(home: Path, *messages: Message) -> str:
+    """Save a conversation, as an earlier chat would have; returns its id."""
+    recorder = SessionRecorder(pytest.fail, path=database(home))
+    recorder.save(messages)
+    recorder.close()
+    assert recorder.session_id is not None
+    return recorder.session_id
+
+
+@pytest.mark.parametrize("how", ["a chat", "one answer"])
+def test_saved_conversation_keeps_its_system_text_over_the_settings(talk: Talk, home: Path, how: str) -> None:
+    session_id = begin(home, Message("system", "Its own."), ASK, ANSWER)
+    (home / "config.toml").write_text('[chat]\nsystem = "Of the settings."\n')
+    arguments, lines = ([], b"first\n") if how == "a chat" else (["first"], b"")
+    for way in (["--continue"], ["--session", session_id]):
+        assert talk(*way, *arguments, lines=lines).returncode == 0
+        assert saved(home)[0].messages[0] == Message("system", "Its own.")
+    assert talk("--continue", "--system", "Asked for.", *arguments, lines=lines).returncode == 0
+    (session,) = saved(home)
+    assert session.messages[0] == Message("system", "Asked for.")
+    assert session.num_messages == 8
+
+
+def test_new_conversation_takes_the_system_text_of_the_settings(talk: Talk, home: Path) -> None:
+    (home / "config.toml").write_text('[chat]\nsystem = "Of the settings."\n')
+    talk(lines=b"first\n")
+    assert saved(home)[0].messages[0] == Message("system", "Of the settings.")
