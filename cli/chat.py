@@ -196,7 +196,7 @@ def _begin_unseen(
     from cg_local.model_store import state_folder
 
     screen = Screen(is_plain=is_plain)
-    history = QuestionHistory(state_folder() / "history", screen.warn)
+    history = QuestionHistory(state_folder() / "history" if is_saved else None, screen.warn)
     recorder = _recorder(name, screen.warn) if is_saved else None
     talk = Chat(
         model=load(name),

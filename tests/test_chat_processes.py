@@ -11,7 +11,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals of this kind are Unix's", allow_module_level=True)
 
-from pseudo_terminal import CTRL_D, ENTER, SCRIPTED_CHAT, Terminal, scripted_chat
+from pseudo_terminal import CTRL_C, CTRL_D, ENTER, SCRIPTED_CHAT, UP, Terminal, scripted_chat
 from scripted_chat import HOSTILE
 
 
@@ -49,6 +49,18 @@ def test_killed_chat_is_resumed_with_all_that_was_written(chat_folder: Path, hom
     assert "4 turns before" in second.screen()
     second.type("/bye", ENTER)
     assert second.wait_for_end() == 0
+
+
+def test_questions_of_a_chat_that_is_not_saved_stay_in_memory(chat_folder: Path, home: Path) -> None:
+    terminal = scripted_chat(chat_folder, home, "--no-save")
+    terminal.wait_for_prompt()
+    terminal.ask("say for nobody else")
+    terminal.type(UP)
+    terminal.wait_for("^>>> say for nobody else\n\n")
+    terminal.type(CTRL_C, CTRL_D)
+    assert terminal.wait_for_end() == 0
+    kept = [path for path in home.rglob("*") if path.is_file() and b"for nobody else" in path.read_bytes()]
+    assert kept == []
 
 
 def test_plain_and_dumb_terminals_get_no_escape_sequences(chat_folder: Path, home: Path) -> None:
