@@ -211,6 +211,8 @@ class Database:
 
     def _migrate(self) -> None:
         self.execute("PRAGMA foreign_keys = ON")
+        # What is undone, replaced or removed is overwritten: many systems build SQLite to leave it in free pages.
+        self.execute("PRAGMA secure_delete = ON")
         # macOS keeps written blocks in the drive's cache unless it is asked to empty it; no-op elsewhere.
         self.execute("PRAGMA fullfsync = ON")
         if self._version() == len(MIGRATIONS):
