@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from scripted_chat import ScriptedModel
 
 from cg_local import runtime
 from cg_local.cli import request
+from cg_local.cli.repl.editor import PlainEditor
 from cg_local.conversation import Message
 from cg_local.errors import SessionError
 from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
@@ -84,3 +86,34 @@ def test_new_conversation_takes_the_system_text_of_the_settings(talk: Talk, home
     (home / "config.toml").write_text('[chat]\nsystem = "Of the settings."\n')
     talk(lines=b"first\n")
     assert saved(home)[0].messages[0] == Message("system", "Of the settings.")
+
+
+def test_conversation_begun_after_another_model_was_chosen_is_saved_as_that_ones(
+    talk: Talk, home: Path, chat_folder: Path
+) -> None:
+    other = home / "other-it"
+    shutil.copytree(chat_folder, other)
+    talk(lines=f"say hello\n/model {other}\nsay more\n/clear\nsay anew\n".encode())
+    assert [(session.title, session.model) for session in saved(home)] == [
+        ("say anew", str(other)),
+        ("say hello", str(chat_folder)),
+    ]
+
+
+def test_half_a_character_in_a_question_is_one_line(talk: Talk, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter(["say \ud800", "say hello"])
+
+    def read(self: PlainEditor, text: str = "") -> str:
+        given.append(text)
+        try:
+            return next(asked)
+        except StopIteration:
+            raise EOFError from None
+
+    given: list[str] = []
+    monkeypatch.setattr(PlainEditor, "read", read)
+    errors = talk().stderr.decode().splitlines()
+    [told] = [line for line in errors if "surrogate" in line or "half" in line or "error" in line]
+    assert "is the lone surrogate U+D800, which is no Unicode text" in told
+    assert given == ["", "say \ud800", ""]
+    assert saved(home)[0].messages[0] == ASK

@@ -182,6 +182,10 @@ class Database:
             yield
         except sqlite3.Error as cause:
             raise _error(self.path, fault, cause) from cause
+        except UnicodeEncodeError as cause:
+            raise SessionError(
+                f"{self.path}: {fault}: a text has half a character at place {cause.start + 1}"
+            ) from cause
         except OSError as cause:
             raise SessionError(
                 f"{self.path}: {fault} ({cause.strerror}); make the folder writable, or set CG_LOCAL_DATA"

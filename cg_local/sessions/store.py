@@ -218,9 +218,19 @@ class SessionStore:
                 raise RevisionError("the conversation was continued or removed by another process")
 
     def rename(self, session_id: str, title: str) -> None:
-        """Give a conversation a name, which later writes keep."""
+        """Give a conversation a name, which later writes keep.
+
+        Raises:
+            RevisionError: it is gone, because another process removed it.
+        """
         with self._database.transaction(is_durable=True):
-            self._database.execute("UPDATE sessions SET title = ? WHERE session_id = ?", (title, session_id))
+            cursor = self._database.execute("UPDATE sessions SET title = ? WHERE session_id = ?", (title, session_id))
+            if not cursor.rowcount:
+                raise RevisionError(f"conversation {session_id} was removed by another process")
+
+    def holds(self, session_id: str) -> bool:
+        """Whether there is a conversation of this id, whole."""
+        return bool(self._database.rows("SELECT 1 FROM sessions WHERE session_id = ?", (session_id,)))
 
     def remove(self, session_ids: Sequence[str]) -> Removal:
         """Remove conversations for good: their bytes in the file are overwritten.

@@ -169,6 +169,8 @@ def model(chat: Chat, argument: str) -> None:
         chat.screen.error(str(error))
         return
     chat.model = loaded
+    if chat.recorder is not None:
+        chat.recorder.model = loaded.name
     chat.last, chat.omitted_turns = None, 0
     chat.screen.note(f"{chat.model_name} ({loaded.scheme}) answers from here on.")
     tell_base_model(chat)
