@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -61,6 +62,32 @@ def test_questions_of_a_chat_that_is_not_saved_stay_in_memory(chat_folder: Path,
     assert terminal.wait_for_end() == 0
     kept = [path for path in home.rglob("*") if path.is_file() and b"for nobody else" in path.read_bytes()]
     assert kept == []
+
+
+def test_no_command_gives_up_the_lock_on_the_saved_conversations(chat_folder: Path, home: Path) -> None:
+    terminal = scripted_chat(chat_folder, home)
+    terminal.wait_for_prompt()
+    terminal.ask("say one")
+    for line in (
+        "/list",
+        "/load last",
+        "/save named",
+        "/show info",
+        "/regen",
+        "/undo",
+        "/stats",
+        "/clear",
+        "/load named",
+    ):
+        terminal.ask(line)
+        connection = sqlite3.connect(home / "data" / "sessions" / "sessions.db", timeout=0)
+        try:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            connection.close()
+    terminal.type("/bye", ENTER)
+    assert terminal.wait_for_end() == 0
 
 
 def test_plain_and_dumb_terminals_get_no_escape_sequences(chat_folder: Path, home: Path) -> None:

@@ -1,7 +1,8 @@
 """The database file of saved conversations: where it lies, its version, its locks, what its errors mean.
 
-This file owns connections and transactions. It knows no table but through MIGRATIONS. Invariant: a file that another
-program or a newer cg-local wrote is refused and never changed, and a damaged one is moved aside, never removed.
+This file owns connections and transactions. It knows no table but through MIGRATIONS. Invariants: a file that another
+program or a newer cg-local wrote is refused and never changed, and a damaged one is moved aside, never removed; SQLite
+alone opens a database that is there, or its locks would be lost.
 """
 
 from __future__ import annotations
@@ -243,7 +244,11 @@ def _writable(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.chmod(path.parent, 0o700)
     # Created here, because SQLite would leave the mode to the umask; it gives its log the mode of the database.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # Only a file that is not there yet: POSIX drops all locks of a process on a file when any descriptor of it is
+    # closed, those of its other connections too (https://sqlite.org/howtocorrupt.html, 2.2). So nothing else in a
+    # process may open the database.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     os.chmod(path, 0o600)
     return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
