@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -40,7 +41,8 @@ _MAGIC = b"CGLKV\x01\r\n"
 # Magic, model, page_size, page_bytes, first page, pages, payload's offset; behind it tokens, checksums of the pages,
 # and the checksum of all that.
 _HEADER = struct.Struct("<8s32sIQIIQ")
-_SUFFIX, _UNFINISHED = ".kv", ".tmp"
+_SUFFIX, _UNFINISHED, _LABEL = ".kv", ".tmp", "label"
+_KIND = re.compile("[0-9a-f]{32}")
 
 ReadPage = Callable[[int, memoryview], None]
 ShouldStop = Callable[[], bool]
@@ -126,7 +128,7 @@ class KVStore:
                 break
             found.append(pages)
             place += pages.num_pages
-        self._touch(found)
+        self._touch([pages.path for pages in found])
         return found
 
     def read(self, pages: StoredPages, kind: PageKind, first_page: int) -> Iterator[memoryview]:
@@ -168,11 +170,14 @@ class KVStore:
         first = sum(pages.num_pages for pages in found)
         num_pages = len(token_ids) // kind.page_size - first
         try:
-            num_pages = min(num_pages, self._limit() // kind.page_bytes)
+            # The pages before these must stay, or these could not be found.
+            room = self._limit() - sum(pages.path.stat().st_size for pages in found)
+            num_pages = min(num_pages, (room - _offset(kind, first, 0)) // (kind.page_bytes + 4 * kind.page_size + 4))
             if num_pages <= 0:
                 return 0
             _make_folder(self._kind_folder(kind), kind.label)
             written = self._write_segment(kind, _packed(token_ids), (first, num_pages), read_page, should_stop)
+            self._touch([*(pages.path for pages in found), self._path(kind, _packed(token_ids), first)])
             self.shrink()
         except OSError as error:
             _log.debug("%s: not written: %s", self.folder, error)
@@ -185,7 +190,7 @@ class KVStore:
         for folder in _subfolders(self.folder):
             files = _segments(folder)
             try:
-                label = folder.joinpath("label").read_text(encoding="utf-8").strip()
+                label = folder.joinpath(_LABEL).read_text(encoding="utf-8").strip()
             except (OSError, ValueError):
                 label = "?"
             used_at = max((status.st_mtime for _, status in files), default=0.0)
@@ -193,12 +198,15 @@ class KVStore:
         return sorted(entries, key=lambda entry: -entry.used_at)
 
     def clear(self) -> int:
-        """Remove everything; return the bytes that were freed."""
+        """Remove everything that a store wrote, and nothing else; return the bytes that were freed."""
         freed = 0
         for folder in _subfolders(self.folder):
             for path, status in _segments(folder):
                 freed += status.st_size if _remove(path) else 0
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in (*folder.glob(f"*{_UNFINISHED}"), folder / _LABEL):
+                _remove(path)
+            with contextlib.suppress(OSError):  # something of somebody else's is in it
+                folder.rmdir()
         return freed
 
     def shrink(self) -> None:
@@ -236,8 +244,7 @@ class KVStore:
         first, num_pages = place
         path = self._path(kind, packed, first)
         own = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
-        # Room for the header of all pages; if fewer come, its end stays empty.
-        offset = _HEADER.size + 4 * kind.page_size * (first + num_pages) + 4 * num_pages + 4
+        offset = _offset(kind, first, num_pages)  # if fewer pages come, the header's end stays empty
         buffer = memoryview(bytearray(kind.page_bytes))
         checksums: list[int] = []
         try:
@@ -261,16 +268,21 @@ class KVStore:
                 own.unlink()
         return offset + len(checksums) * kind.page_bytes
 
-    def _touch(self, found: list[StoredPages]) -> None:
+    def _touch(self, paths: Sequence[Path]) -> None:
         """Count segments as used now; one that stands on others counts as older than those, and goes before them."""
         now = time.time()
-        for depth, pages in enumerate(found):
+        for depth, path in enumerate(paths):
             with contextlib.suppress(OSError):
-                os.utime(pages.path, (now, now - 0.001 * depth))
+                os.utime(path, (now, now - 0.001 * depth))
 
 
 def _packed(token_ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(token_ids)}I", *token_ids)
+
+
+def _offset(kind: PageKind, first: int, num_pages: int) -> int:
+    """Return where the pages of a segment begin: behind the header, the tokens up to its end, and the checksums."""
+    return _HEADER.size + 4 * kind.page_size * (first + num_pages) + 4 * num_pages + 4
 
 
 def _header(kind: PageKind, packed: bytes, first: int, offset: int, checksums: list[int]) -> bytes:
@@ -341,13 +353,14 @@ def _make_folder(folder: Path, label: str) -> None:
     # The tokens of conversations stand in the files.
     for each in (folder.parent, folder):
         os.chmod(each, 0o700)
-    if not folder.joinpath("label").exists():
-        folder.joinpath("label").write_text(f"{label}\n", encoding="utf-8")
+    if not folder.joinpath(_LABEL).exists():
+        folder.joinpath(_LABEL).write_text(f"{label}\n", encoding="utf-8")
 
 
 def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders that stores made; the place is the user's choice, and may hold others."""
     try:
-        return [path for path in folder.iterdir() if path.is_dir()]
+        return [path for path in folder.iterdir() if _KIND.fullmatch(path.name) and path.is_dir()]
     except OSError:
         return []
 
