@@ -92,6 +92,10 @@ def _parse(line: bytes, where: str, number: int, is_evaluation: bool) -> Request
         if not isinstance(values.get(key, ""), str):
             raise BatchError(f"{where}: {key!r} is {shown(values[key])}; it must be a text")
     request = _request(values, where, number)
+    try:
+        json_line(vars(request)).encode()
+    except UnicodeEncodeError as error:
+        raise BatchError(f"{where}: has half a character (a lone surrogate); escape both halves, or neither") from error
     if request.text is not None and not is_evaluation:
         raise BatchError(
             f"{where}: a 'text' is for `cg-local eval`; here a request needs 'prompt' or 'prefix', 'suffix'"

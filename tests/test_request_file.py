@@ -47,6 +47,8 @@ def test_evaluation_takes_texts_and_expected_answers(tmp_path: Path) -> None:
         ('{"question": "a"}', False, "line 2: has the members question; a request is"),
         ('{"prompt": "a", "text": "b"}', False, "line 2: has both 'text' and 'prompt'"),
         ('{"prefix": "a"}', False, "line 2: has a 'prefix' and no 'suffix'"),
+        ('{"prompt": "a", "id": ["\\ud800"]}', False, r"line 2: has half a character \(a lone surrogate\)"),
+        ('{"prompt": "\\udc00"}', False, r"line 2: has half a character \(a lone surrogate\)"),
         ('{"text": "a"}', False, "line 2: a 'text' is for `cg-local eval`"),
         ('{"prompt": "a"}', True, "line 2: nothing to compare an answer with; add 'expected'"),
     ],
