@@ -96,8 +96,8 @@ def write(chat: Chat, argument: str) -> None:
     else:
         chat.screen.error("There is no answer to write yet.")
         return
-    path = Path(name).expanduser()
-    if path.exists() and not _may_overwrite(chat, path):
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path) and not _may_overwrite(chat, path):
         chat.screen.note("Not written.")
         return
     replace_file(path, text.encode("utf-8", errors="replace"))
@@ -159,7 +159,7 @@ def _chosen_block(chat: Chat, number: str) -> CodeBlock | None:
 def _name_and_number(argument: str) -> tuple[str, str]:
     """Split "FILE 2"; a file that is called so is preferred."""
     name, _, number = argument.rpartition(" ")
-    if name and number.isdecimal() and not Path(argument).exists():
+    if name and number.isdecimal() and not os.path.exists(argument):
         return _unquoted(name), number
     return _unquoted(argument), ""
 

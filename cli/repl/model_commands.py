@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from cg_local.cli.repl.answering import AnswerView, figures, follow
 from cg_local.cli.repl.chat_state import Chat
@@ -190,7 +190,7 @@ def complete(chat: Chat, argument: str) -> None:
     if not argument:
         chat.screen.error("/complete TEXT: write the text to continue")
         return
-    if Path(argument).is_file():
+    if os.path.isfile(argument):
         chat.screen.note(f"(the text is the name {argument}; `cg-local complete {argument}` continues the file)")
     num_tokens = min(chat.settings.max_tokens or COMPLETION_TOKENS, chat.model.max_context // 2)
     stream = chat.model.complete(argument, params=replace(chat.params(), max_tokens=num_tokens), stream=True)
