@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Inside
@@ -17,8 +18,10 @@ from scripted_chat import ScriptedModel
 from cg_local import runtime
 from cg_local.cli import request
 from cg_local.cli.repl.editor import PlainEditor
-from cg_local.conversation import Message
+from cg_local.cli.repl.prefix_saver import PrefixSaver
+from cg_local.conversation import Conversation, Message
 from cg_local.errors import SessionError
+from cg_local.runtime import LocalModel
 from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
 
 ASK, ANSWER = Message("user", "say hello"), Message("model", "hello")
@@ -117,3 +120,60 @@ def test_half_a_character_in_a_question_is_one_line(talk: Talk, home: Path, monk
     assert "is the lone surrogate U+D800, which is no Unicode text" in told
     assert given == ["", "say \ud800", ""]
     assert saved(home)[0].messages[0] == ASK
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError, OSError, ZeroDivisionError])
+@pytest.mark.parametrize("place", ["prompt", "chat"])
+def test_question_that_a_fault_keeps_from_being_asked_comes_back_with_its_files(
+    talk: Talk, home: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException], place: str
+) -> None:
+    (home / "a.txt").write_text("first\n")
+    owner, name = (Conversation, "prompt") if place == "prompt" else (LocalModel, "chat")
+    whole, calls = getattr(owner, name), iter(range(100))
+
+    def faulty(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == 0:
+            raise fault
+        return whole(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, faulty)
+    # An empty line sends what the editor begins with.
+    done = talk("--file", "a.txt", lines=b"lines\n\nturns\n")
+    assert b"2 turns before" in done.stdout
+    assert b" lines" in done.stdout
+    (session,) = saved(home)
+    assert [message.role for message in session.messages] == ["user", "model"] * 2
+    assert session.messages[0].text.startswith("a.txt:\n```txt\nfirst\n```")
+
+
+def test_fault_while_an_answer_is_made_anew_keeps_the_old_one(
+    talk: Talk, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(home, ASK, ANSWER)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalModel, "chat", lambda *arguments, **keywords: interrupt())
+        talk("--continue", lines=b"/regen\n")
+    assert saved(home)[0].messages == (ASK, ANSWER)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_interrupt_between_two_questions_gives_the_line_back(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    end, calls = PrefixSaver.end, iter(range(100))
+
+    def interrupted(self: PrefixSaver, *, is_complete: bool = False) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        end(self, is_complete=is_complete)
+
+    monkeypatch.setattr(PrefixSaver, "end", interrupted)
+    done = talk(lines=b"say one\nturns\n\n")
+    assert (done.returncode, b"2 turns before" in done.stdout) == (0, True)
+
+
+def test_bytes_that_are_no_text_do_not_end_the_chat(talk: Talk) -> None:
+    done = talk(lines=b"say \xff bytes\nsay more\n")
+    assert (done.returncode, "\N{REPLACEMENT CHARACTER} bytes" in done.stdout.decode()) == (0, True)
+    assert b"more" in done.stdout

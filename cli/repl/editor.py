@@ -6,6 +6,7 @@ can be edited as a whole until it is sent, and nothing that was pasted is sent l
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -203,6 +204,9 @@ class PlainEditor:
 
     @staticmethod
     def _line() -> str:
+        # Bytes that are no UTF-8 would end the chat otherwise, or come as halves of characters.
+        if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":
+            sys.stdin.reconfigure(errors="replace")
         line = sys.stdin.readline()
         if not line:
             raise EOFError

@@ -46,7 +46,11 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
             except KeyboardInterrupt:
                 chat.screen.note("Use Ctrl-D or /bye to leave.")
                 continue
-            saver.end()
+            try:
+                saver.end()
+            except KeyboardInterrupt:
+                chat.next_text = line
+                continue
             num_answers = chat.totals.answers
             _take_safely(chat, line)
             if chat.totals.answers > num_answers:
@@ -54,9 +58,11 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
     except EOFError:
         pass
     finally:
-        saver.end(is_complete=True)
-        if chat.recorder is not None:
-            chat.recorder.close()
+        try:
+            saver.end(is_complete=True)
+        finally:
+            if chat.recorder is not None:
+                chat.recorder.close()
 
 
 def _greet(chat: Chat) -> None:
@@ -84,10 +90,19 @@ def _ask(chat: Chat, question: str) -> None:
         model_commands.tell_base_model(chat)
         chat.next_text = question
         return
-    chat.conversation.ask(Question(words=question, files=tuple(chat.attachments)).text())
     attachments = list(chat.attachments)
-    chat.attachments.clear()
-    if answer_question(chat):
+    try:
+        chat.conversation.ask(Question(words=question, files=tuple(attachments)).text())
+        chat.attachments.clear()
+        is_answered = answer_question(chat)
+    except BaseException:
+        # Whatever ended it: a question left without an answer would be in the way of every later one.
+        if chat.conversation.is_waiting:
+            chat.conversation.undo()
+            chat.next_text, chat.attachments[:] = question, attachments
+            chat.save()
+        raise
+    if is_answered:
         chat.screen.say()
     elif chat.next_text:
         # The files were part of the question that comes back; it is typed without them.
@@ -110,8 +125,6 @@ def _take_safely(chat: Chat, line: str) -> None:
     except Exception as error:  # the edge of the chat: what was said so far must outlive a fault of ours
         if "--debug" in sys.argv:
             raise
-        if chat.conversation.is_waiting:
-            chat.next_text = chat.conversation.undo() or ""
         chat.screen.error(f"internal error ({type(error).__name__}: {error}); run again with --debug and report it")
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):

@@ -54,11 +54,15 @@ def regenerate(chat: Chat, argument: str) -> None:
         return
     if not argument and chat.settings.temperature == 0:
         chat.screen.note(f"(at temperature {temperature}, because 0 would write the same)")
-    if not answer_question(chat, params):
-        # Nothing came of it: the answer that there was is better than none.
-        chat.conversation.replace(before)
-        chat.next_text = ""
-        chat.save()
+    is_answered = False
+    try:
+        is_answered = answer_question(chat, params)
+    finally:
+        if not is_answered and (chat.conversation.is_waiting or chat.conversation.messages != before):
+            # Nothing came of it: the answer that there was is better than none.
+            chat.conversation.replace(before)
+            chat.next_text = ""
+            chat.save()
 
 
 def undo(chat: Chat, argument: str) -> None:
