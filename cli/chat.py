@@ -135,7 +135,7 @@ def _answerer(
     if saved is not None and recorder is not None:
         recorder.resume(saved)
     conversation = Conversation(saved.messages if saved is not None else ())
-    return Answerer(model, conversation, recorder, given.max_tokens, given.sampling)
+    return Answerer(model, conversation, recorder, given.max_tokens, given.sampling, given.verbose)
 
 
 def kv_store(size: str) -> KVStore:
