@@ -41,11 +41,13 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
     try:
         while True:
             text, chat.next_text = chat.next_text, ""
+            is_editing, chat.is_editing = chat.is_editing, False
             try:
                 line = chat.editor.read(text)
             except KeyboardInterrupt:
                 chat.screen.note("Use Ctrl-D or /bye to leave.")
                 continue
+            chat.is_editing = is_editing and not chat.editor.was_emptied
             try:
                 saver.end()
             except KeyboardInterrupt:
@@ -80,6 +82,7 @@ def _take(chat: Chat, line: str) -> None:
     found = COMMANDS.parse(line.rstrip())
     if found is not None:
         command, argument = found
+        chat.is_editing = False
         command.run(chat, argument)
     elif line.strip():
         _ask(chat, without_marks(line.strip("\n")))
@@ -90,23 +93,34 @@ def _ask(chat: Chat, question: str) -> None:
         model_commands.tell_base_model(chat)
         chat.next_text = question
         return
-    attachments = list(chat.attachments)
+    attachments, before, is_editing = list(chat.attachments), chat.conversation.messages, chat.is_editing
+    chat.is_editing = False
+
+    def give_back() -> None:
+        # The files were part of the question that comes back; it is typed without them.
+        chat.next_text, chat.attachments[:], chat.is_editing = question, attachments, is_editing
+        if is_editing:
+            chat.conversation.replace(before)
+            chat.save()
+
     try:
+        if is_editing:
+            chat.conversation.undo()
         chat.conversation.ask(Question(words=question, files=tuple(attachments)).text())
         chat.attachments.clear()
         is_answered = answer_question(chat)
     except BaseException:
         # Whatever ended it: a question left without an answer would be in the way of every later one.
-        if chat.conversation.is_waiting:
-            chat.conversation.undo()
-            chat.next_text, chat.attachments[:] = question, attachments
+        if chat.conversation.is_waiting or len(chat.conversation.messages) < len(before):
+            if chat.conversation.is_waiting:
+                chat.conversation.undo()
             chat.save()
+            give_back()
         raise
     if is_answered:
         chat.screen.say()
     elif chat.next_text:
-        # The files were part of the question that comes back; it is typed without them.
-        chat.next_text, chat.attachments[:] = question, attachments
+        give_back()
 
 
 def _take_safely(chat: Chat, line: str) -> None:

@@ -77,14 +77,12 @@ def undo(chat: Chat, argument: str) -> None:
 
 
 def edit(chat: Chat, argument: str) -> None:
-    """Take the last question back into the editor, to be changed and asked again."""
-    question = chat.conversation.undo()
-    if question is None:
+    """Bring the last question into the editor, to be changed; it and its answer stay until that is sent."""
+    questions = [message.text for message in chat.conversation.turns if message.role == "user"]
+    if not questions:
         chat.screen.error("There is no question to edit.")
         return
-    chat.last, chat.extra_blocks = None, None
-    chat.save()
-    chat.next_text = question
+    chat.next_text, chat.is_editing = questions[-1], True
 
 
 def open_editor(chat: Chat, argument: str) -> None:
