@@ -20,13 +20,13 @@ from cg_local.answers import AnswerStream, Completion, Infill, KeepAll
 from cg_local.config import EngineConfig, SamplingParams
 from cg_local.conversation import Conversation
 from cg_local.engine import Engine
-from cg_local.errors import CapacityError, ConfigError, ModelFolderError, TokenizerError
+from cg_local.errors import CapacityError, ConfigError, ModelFolderError, QuantizeError, TokenizerError
 from cg_local.generation import stream_text
 from cg_local.infill.postprocess import MiddleTrimmer
 from cg_local.memory import available_bytes, check_memory, memory_need
 from cg_local.model import Model
 from cg_local.model_folder import ModelFolder, open_model_folder
-from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew
+from cg_local.model_store import FoundModel, Progress, find_model, ready_folder, refuse_scheme, renew, temporary_folder
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.speculation import MAX_DRAFT_TOKENS
 from cg_local.tokenizer import Tokenizer
@@ -326,7 +326,7 @@ def load(
     """
     started = time.perf_counter()
     found = find_model(name_or_path)
-    folder, tokenizer = _open(found, scheme, on_progress)
+    folder, tokenizer = _open(found, scheme, on_progress, on_notice)
     refuse_scheme(found, scheme, folder.scheme)
     if on_notice is not None:
         for notice in tokenizer.notices:
@@ -352,9 +352,19 @@ def _check_memory(name: str, folder: ModelFolder, config: EngineConfig, is_fused
     check_memory(name, need, available_bytes())
 
 
-def _open(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:
+def _open(
+    found: FoundModel, scheme: str | None, on_progress: Progress | None, on_notice: Notice | None
+) -> tuple[ModelFolder, Tokenizer]:
     """Open a model's folder; a damaged copy in the cache is made again, a damaged folder of the user's is an error."""
-    path = ready_folder(found, scheme, on_progress)
+    try:
+        path = ready_folder(found, scheme, on_progress)
+    except QuantizeError as error:
+        try:
+            path = temporary_folder(found, scheme, on_progress)
+        except QuantizeError:
+            raise error from None
+        if on_notice is not None:
+            on_notice(f"{error}; a temporary copy serves this time")
     try:
         return _open_parts(path)
     except (ModelFolderError, ConfigError, TokenizerError):
