@@ -119,14 +119,14 @@ class AtomicFolder:
         while self._lock < 0:
             descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                _lock_exclusively(descriptor)
+                lock_exclusively(descriptor)
             except OSError as cause:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() if os.name != "nt" else ""
                 os.close(descriptor)
                 who = f"process {holder}" if holder.isdigit() else "another process"
                 raise self._failed(f"{who} is writing it now", "wait for it or choose another folder") from cause
             # The file may have been removed by its last holder between our open and our lock.
-            if _is_same_file(descriptor, self._lock_path):
+            if is_same_file(descriptor, self._lock_path):
                 self._lock = descriptor
             else:
                 os.close(descriptor)
@@ -143,7 +143,8 @@ class AtomicFolder:
         return self._error(f"{self.destination}: {fault}; {remedy}")
 
 
-def _lock_exclusively(descriptor: int) -> None:
+def lock_exclusively(descriptor: int) -> None:
+    """Lock an open file until it is closed; OSError where another process holds it."""
     if sys.platform == "win32":
         # One byte far behind the text, so that others can still read the holder's number.
         os.lseek(descriptor, 1 << 20, os.SEEK_SET)
@@ -153,7 +154,8 @@ def _lock_exclusively(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _is_same_file(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -89,6 +89,18 @@ def test_run_that_was_killed_within_a_line_goes_on_behind_the_last_whole_one(tmp
     assert path.read_text() == '{"line":1}\n{"line":2}\n{"line":3}\n'
 
 
+def test_second_run_of_the_same_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, "mark") as file:
+        file.write([{"line": 1}])
+        with pytest.raises(BatchError, match="another process is computing these results now"):
+            ResultFile(path, "mark").__enter__()
+        assert file.read() == [{"line": 1}]
+        file.write([{"line": 2}])
+        file.commit()
+    assert path.read_text() == '{"line":1}\n{"line":2}\n'
+
+
 def test_other_settings_or_requests_start_anew(tmp_path: Path) -> None:
     source = tmp_path / "requests.jsonl"
     source.write_text('{"prompt": "a"}\n')
