@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cg_local.conversation import Message
+from cg_local.errors import SessionError
 from cg_local.sessions import SessionRecorder, SessionStore
 from cg_local.sessions.database import database_path
 
@@ -49,8 +50,42 @@ def test_second_connection_of_a_process_leaves_the_lock_of_the_first(
     assert is_locked()
 
 
+def test_reader_waits_for_a_lock_and_reads_no_database_without_its_log(
+    recorder: SessionRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.save([ASK])
+    tried: list[str] = []
+    fault = ""
+
+    class Refusing:
+        def __init__(self, place: str, **options: object) -> None:
+            tried.append(place.partition("?")[2])
+
+        def execute(self, statement: str) -> None:
+            raise sqlite3.OperationalError(fault)
+
+        def close(self) -> None:
+            pass
+
+    def ways(of_fault: str) -> list[str]:
+        nonlocal fault
+        fault = of_fault
+        tried.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite3, "connect", Refusing)
+            with pytest.raises(SessionError):
+                SessionStore(is_read_only=True)
+        return list(tried)
+
+    assert ways("unable to open database file") == ["mode=ro"]  # its log holds the message
+    recorder.close()
+    assert ways("unable to open database file") == ["mode=ro", "immutable=1"]
+    assert ways("database is locked") == ["mode=ro"]
+
+
 OTHER = """
 from cg_local.conversation import Message
+from cg_local.errors import SessionError
 from cg_local.sessions import SessionRecorder
 recorder = SessionRecorder(print)
 for text in ("other one", "other two"):

@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cg_local.conversation import Message
 from cg_local.errors import RevisionError, SessionError
 from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
-from cg_local.sessions import database as database_module
 from cg_local.sessions.database import Database, database_path
 from cg_local.sessions.store import Removal, title_of
 
@@ -211,14 +211,14 @@ def test_removed_conversation_leaves_no_byte_in_the_file(recorder: SessionRecord
 def test_what_was_replaced_leaves_no_byte_where_sqlite_keeps_them(
     recorder: SessionRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writable = database_module._writable
+    connect = sqlite3.connect
 
-    def careless(path: Path) -> sqlite3.Connection:
-        connection = writable(path)
+    def careless(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
         connection.execute("PRAGMA secure_delete = OFF")  # SQLite's own default, unless a system builds it otherwise
         return connection
 
-    monkeypatch.setattr(database_module, "_writable", careless)
+    monkeypatch.setattr(sqlite3, "connect", careless)
     recorder.save([Message("user", "A title\n" + "my secret zebra " * 1000), Message("model", "it sleeps")])
     recorder.save([ASK])
     recorder.close()

@@ -263,13 +263,19 @@ def _read_only(path: Path) -> sqlite3.Connection:
         )
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
             connection.close()
-            if parameters == "immutable=1":
+            if parameters == "immutable=1" or not _may_be_immutable(path, str(error)):
                 raise
         else:
             return connection
     raise AssertionError("one of the two returned or raised")
+
+
+def _may_be_immutable(path: Path, fault: str) -> bool:
+    """Whether a database may be read without locks and without its log: nobody can write it, and no log has more."""
+    log = Path(f"{path.resolve()}-wal")
+    return ("unable to open" in fault or "readonly" in fault) and not (log.exists() and log.stat().st_size)
 
 
 def _nothing_saved(path: Path) -> SessionError:
