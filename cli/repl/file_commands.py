@@ -127,7 +127,7 @@ def fill(chat: Chat, argument: str) -> None:
     if not result.text:
         chat.screen.note("(nothing fits there)")
     else:
-        chat.screen.note(f"(not written; /copy copies it, `cg-local fill {target.file}:{gap.line}` is the command)")
+        chat.screen.note(f"(not written; /copy copies it, `cg-local fill {_unquoted(argument)}` is the command)")
 
 
 def _attach(chat: Chat, attachment: Attachment) -> None:
