@@ -26,9 +26,17 @@ def test_answers_go_to_a_file_as_they_are_while_the_terminal_edits(chat_folder: 
     terminal = Terminal(["/bin/sh", "-c", command], home)
     terminal.wait_for_prompt()
     terminal.ask("hostile")
+    home.joinpath("mine.txt").write_text("mine\n")
+    terminal.type("/write mine.txt", ENTER)
+    terminal.wait_for("Overwrite it\\? \\[y/N\\]")
+    number = terminal.num_prompts + 1
+    terminal.type("n", ENTER)
+    terminal.wait_for_prompt(number)
     terminal.type(CTRL_D)
     assert terminal.wait_for_end() == 0
+    assert home.joinpath("mine.txt").read_text() == "mine\n"
     assert HOSTILE.encode() in home.joinpath("answers.txt").read_bytes()
+    assert b"Overwrite" not in home.joinpath("answers.txt").read_bytes()
     assert "red" not in "\n".join(terminal.screen())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob as glob_module
 import os
+import sys
 from pathlib import Path
 
 from cg_local.atomic_file import replace_file
@@ -165,11 +166,14 @@ def _name_and_number(argument: str) -> tuple[str, str]:
 
 
 def _may_overwrite(chat: Chat, path: Path) -> bool:
-    from prompt_toolkit import prompt
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
 
+    # Where answers go to a file, it shall hold nothing else.
+    output = create_output(sys.stdout if chat.screen.is_terminal else sys.stderr)
     question = f"{path}: exists. Overwrite it? [y/N] "
     try:
-        return prompt(question).strip().lower() in ("y", "yes")
+        return PromptSession[str](output=output).prompt(question).strip().lower() in ("y", "yes")
     except (KeyboardInterrupt, EOFError):
         return False
 
