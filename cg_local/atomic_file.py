@@ -36,6 +36,8 @@ def replace_file(path: Path, data: bytes, mode: int = COMMON_MODE) -> None:
         SettingsError: the folder or the disk cannot be written.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise SettingsError(f"{path}: is a folder, a device or a pipe; name a file")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,7 @@ class AtomicFolder:
                 who = f"process {holder}" if holder.isdigit() else "another process"
                 raise self._failed(f"{who} is writing it now", "wait for it or choose another folder") from cause
             # The file may have been removed by its last holder between our open and our lock.
-            if _is_same_file(descriptor, self._lock_path):
+            if is_same_file(descriptor, self._lock_path):
                 self._lock = descriptor
             else:
                 os.close(descriptor)
@@ -161,7 +161,8 @@ def lock_exclusively(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _is_same_file(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

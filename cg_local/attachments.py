@@ -6,6 +6,8 @@ work. Invariant: the fence around a text is longer than any run of backticks in 
 
 from __future__ import annotations
 
+import io
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ class Attachment:
     @property
     def num_lines(self) -> int:
         """How many lines the text has."""
-        return len(self.text.splitlines())
+        return len(_lines(self.text))
 
     def as_markdown(self) -> str:
         """Return the title and the text in a fence that names the language."""
@@ -58,17 +60,22 @@ def read_attachment(target: str) -> Attachment:
     Raises:
         SourceFileError: the file cannot be read as text (see `read_source`), or has not these lines.
     """
-    path = Path(target).expanduser()
-    match = None if path.exists() else _RANGE.fullmatch(target)
+    # Of `os.path`, because pathlib raises for a user who is not there and for names that no file can have.
+    path = os.path.expanduser(target)
+    match = None if os.path.exists(path) else _RANGE.fullmatch(target)
     if match is None:
         return Attachment(target, read_source(path).text)
-    text = read_source(Path(match["file"]).expanduser()).text
-    lines = text.splitlines(keepends=True)
+    lines = _lines(read_source(os.path.expanduser(match["file"])).text)
     first = int(match["first"])
     last = len(lines) if target.endswith("-") else int(match["last"] or first)
-    if last < first:
-        raise SourceFileError(f"{target}: ends before it begins; write {match['file']}:{last}-{first}")
     if first < 1 or first > len(lines):
         raise SourceFileError(f"{target}: the file has lines 1 to {len(lines)}; name some of these")
+    if last < first:
+        raise SourceFileError(f"{target}: ends before it begins; write {match['file']}:{last}-{first}")
     last = min(last, len(lines))
     return Attachment(match["file"], "".join(lines[first - 1 : last]), first, last)
+
+
+def _lines(text: str) -> list[str]:
+    """Split at line feeds alone, as editors count; `splitlines` takes form feeds and others for ends of lines too."""
+    return list(io.StringIO(text, newline="\n"))

@@ -158,7 +158,8 @@ def evaluate_all(
             result = request.label | {"nll": _mean(values), "num_scored": len(values)}
             if request.text is None:
                 answer = next(answers)
-                result |= answer.document() | {"is_match": answer.text.strip() == str(request.expected).strip()}
+                expected = str(request.expected).replace("\r\n", "\n")  # as it is scored, and as models answer
+                result |= answer.document() | {"is_match": answer.text.strip() == expected.strip()}
             results.append(result)
         yield results
 

@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -40,7 +41,8 @@ _MAGIC = b"CGLKV\x01\r\n"
 # Magic, model, page_size, page_bytes, first page, pages, payload's offset; behind it tokens, checksums of the pages,
 # and the checksum of all that.
 _HEADER = struct.Struct("<8s32sIQIIQ")
-_SUFFIX, _UNFINISHED = ".kv", ".tmp"
+_SUFFIX, _UNFINISHED, _LABEL = ".kv", ".tmp", "label"
+_KIND = re.compile("[0-9a-f]{32}")
 
 CONVERSATIONS, FILLS = "conversations", "fills"
 """What pages are kept for; they lie apart, so that a person sees and clears the one or the other."""
@@ -133,7 +135,7 @@ class KVStore:
                 break
             found.append(pages)
             place += pages.num_pages
-        self._touch(found)
+        self._touch([pages.path for pages in found])
         return found
 
     def read(self, pages: StoredPages, kind: PageKind, first_page: int) -> Iterator[memoryview]:
@@ -175,11 +177,14 @@ class KVStore:
         first = sum(pages.num_pages for pages in found)
         num_pages = len(token_ids) // kind.page_size - first
         try:
-            num_pages = min(num_pages, self._limit() // kind.page_bytes)
+            # The pages before these must stay, or these could not be found.
+            room = self._limit() - sum(pages.path.stat().st_size for pages in found)
+            num_pages = min(num_pages, (room - _offset(kind, first, 0)) // (kind.page_bytes + 4 * kind.page_size + 4))
             if num_pages <= 0:
                 return 0
             _make_folder(self._kind_folder(kind), f"{kind.label}\n{kind.use}")
             written = self._write_segment(kind, _packed(token_ids), (first, num_pages), read_page, should_stop)
+            self._touch([*(pages.path for pages in found), self._path(kind, _packed(token_ids), first)])
             self.shrink()
         except OSError as error:
             _log.debug("%s: not written: %s", self.folder, error)
@@ -197,14 +202,17 @@ class KVStore:
         return sorted(entries, key=lambda entry: -entry.used_at)
 
     def clear(self, use: str | None = None) -> int:
-        """Remove what is kept for one use, or everything; return the bytes that were freed."""
+        """Remove what stores wrote for one use, or for all, and nothing else; return the bytes that were freed."""
         freed = 0
         for folder in _subfolders(self.folder):
             if use is not None and _label_and_use(folder)[1] != use:
                 continue
             for path, status in _segments(folder):
                 freed += status.st_size if _remove(path) else 0
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in (*folder.glob(f"*{_UNFINISHED}"), folder / _LABEL):
+                _remove(path)
+            with contextlib.suppress(OSError):  # something of somebody else's is in it
+                folder.rmdir()
         return freed
 
     def shrink(self) -> None:
@@ -242,8 +250,7 @@ class KVStore:
         first, num_pages = place
         path = self._path(kind, packed, first)
         own = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
-        # Room for the header of all pages; if fewer come, its end stays empty.
-        offset = _HEADER.size + 4 * kind.page_size * (first + num_pages) + 4 * num_pages + 4
+        offset = _offset(kind, first, num_pages)  # if fewer pages come, the header's end stays empty
         buffer = memoryview(bytearray(kind.page_bytes))
         checksums: list[int] = []
         try:
@@ -267,16 +274,21 @@ class KVStore:
                 own.unlink()
         return offset + len(checksums) * kind.page_bytes
 
-    def _touch(self, found: list[StoredPages]) -> None:
+    def _touch(self, paths: Sequence[Path]) -> None:
         """Count segments as used now; one that stands on others counts as older than those, and goes before them."""
         now = time.time()
-        for depth, pages in enumerate(found):
+        for depth, path in enumerate(paths):
             with contextlib.suppress(OSError):
-                os.utime(pages.path, (now, now - 0.001 * depth))
+                os.utime(path, (now, now - 0.001 * depth))
 
 
 def _packed(token_ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(token_ids)}I", *token_ids)
+
+
+def _offset(kind: PageKind, first: int, num_pages: int) -> int:
+    """Return where the pages of a segment begin: behind the header, the tokens up to its end, and the checksums."""
+    return _HEADER.size + 4 * kind.page_size * (first + num_pages) + 4 * num_pages + 4
 
 
 def _header(kind: PageKind, packed: bytes, first: int, offset: int, checksums: list[int]) -> bytes:
@@ -347,14 +359,14 @@ def _make_folder(folder: Path, label: str) -> None:
     # The tokens of conversations and source files stand in the files.
     for each in (folder.parent, folder):
         os.chmod(each, 0o700)
-    if not folder.joinpath("label").exists():
-        folder.joinpath("label").write_text(f"{label}\n", encoding="utf-8")
+    if not folder.joinpath(_LABEL).exists():
+        folder.joinpath(_LABEL).write_text(f"{label}\n", encoding="utf-8")
 
 
 def _label_and_use(folder: Path) -> tuple[str, str]:
     """Read what a folder's pages are, as `_make_folder` wrote it; folders of one line are of conversations."""
     try:
-        lines = folder.joinpath("label").read_text(encoding="utf-8").splitlines()
+        lines = folder.joinpath(_LABEL).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         lines = []
     label, use, *_ = [*lines, "?", CONVERSATIONS] if len(lines) != 1 else [*lines, CONVERSATIONS]
@@ -362,8 +374,9 @@ def _label_and_use(folder: Path) -> tuple[str, str]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders that stores made; the place is the user's choice, and may hold others."""
     try:
-        return [path for path in folder.iterdir() if path.is_dir()]
+        return [path for path in folder.iterdir() if _KIND.fullmatch(path.name) and path.is_dir()]
     except OSError:
         return []
 

@@ -10,11 +10,13 @@ of the history and the journal of writes (default: the user's state folder).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +127,21 @@ def ready_folder(found: FoundModel, scheme: str | None = None, on_progress: Prog
     if not folder.exists():
         _fill_cache(found.path, folder, scheme or DEFAULT_SCHEME, on_progress)
     return folder
+
+
+def temporary_folder(found: FoundModel, scheme: str | None = None, on_progress: Progress | None = None) -> Path:
+    """Return a copy of an embedded model that lasts as long as this process, for where the cache cannot be written.
+
+    Raises:
+        QuantizeError: the folder of temporary files cannot be written either.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="cg-local-"))
+    except OSError as error:
+        raise QuantizeError(f"{tempfile.gettempdir()}: no temporary copy can be written ({error.strerror})") from error
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _fill_cache(found.path, folder / found.name, scheme or DEFAULT_SCHEME, on_progress)
+    return folder / found.name
 
 
 def cached_folder(found: FoundModel, scheme: str) -> Path:

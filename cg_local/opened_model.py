@@ -6,27 +6,42 @@ of the user's is never written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from cg_local.errors import ConfigError, ModelFolderError, TokenizerError
+from cg_local.errors import ConfigError, ModelFolderError, QuantizeError, TokenizerError
 from cg_local.model_folder import ModelFolder, open_model_folder
-from cg_local.model_store import FoundModel, Progress, ready_folder, renew
+from cg_local.model_store import FoundModel, Progress, ready_folder, renew, temporary_folder
 from cg_local.tokenizer import Tokenizer
 
 
-def open_model(found: FoundModel, scheme: str | None, on_progress: Progress | None) -> tuple[ModelFolder, Tokenizer]:
+def open_model(
+    found: FoundModel,
+    scheme: str | None,
+    on_progress: Progress | None,
+    on_notice: Callable[[str], None] | None = None,
+) -> tuple[ModelFolder, Tokenizer]:
     """Open a model's folder; a damaged copy in the cache is made again, a damaged folder of the user's is an error.
 
     Args:
         found: the model.
         scheme: how to quantize an embedded model.
         on_progress: as for `model_store.ready_folder`.
+        on_notice: told when a temporary copy serves because the cache cannot be written.
 
     Raises:
         ModelFolderError, ConfigError, TokenizerError: the folder is damaged.
-        QuantizeError: the cache cannot be written.
+        QuantizeError: neither the cache nor a temporary folder can be written.
     """
-    path = ready_folder(found, scheme, on_progress)
+    try:
+        path = ready_folder(found, scheme, on_progress)
+    except QuantizeError as error:
+        try:
+            path = temporary_folder(found, scheme, on_progress)
+        except QuantizeError:
+            raise error from None
+        if on_notice is not None:
+            on_notice(f"{error}; a temporary copy serves this time")
     try:
         return _open_parts(path)
     except (ModelFolderError, ConfigError, TokenizerError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from cg_local.atomic_folder import is_same_file, lock_exclusively
 from cg_local.errors import BatchError
 from cg_local.safetensors_file import shown
 
@@ -92,6 +93,10 @@ def _parse(line: bytes, where: str, number: int, is_evaluation: bool) -> Request
         if not isinstance(values.get(key, ""), str):
             raise BatchError(f"{where}: {key!r} is {shown(values[key])}; it must be a text")
     request = _request(values, where, number)
+    try:
+        json_line(vars(request)).encode()
+    except UnicodeEncodeError as error:
+        raise BatchError(f"{where}: has half a character (a lone surrogate); escape both halves, or neither") from error
     if request.text is not None and not is_evaluation:
         raise BatchError(
             f"{where}: a 'text' is for `cg-local eval`; here a request needs 'prompt' or 'prefix', 'suffix'"
@@ -155,7 +160,7 @@ class ResultFile:
     def __enter__(self) -> ResultFile:
         """Open the sibling behind its last whole line."""
         try:
-            self._file = self._partial.open("a+b")
+            self._file = self._open_alone()
             self._file.seek(0)
             whole = self._file.read().rpartition(b"\n")[0]
             self.num_done = whole.count(b"\n") + 1 if whole else 0
@@ -163,6 +168,22 @@ class ResultFile:
         except OSError as error:
             raise BatchError(f"{self._path}: cannot be written ({error.strerror}); choose a writable place") from error
         return self
+
+    def _open_alone(self) -> IO[bytes]:
+        """Open and lock the sibling; two runs would write it one over the other."""
+        while True:
+            file = self._partial.open("a+b")
+            try:
+                lock_exclusively(file.fileno())
+            except OSError as error:
+                file.close()
+                raise BatchError(
+                    f"{self._path}: another process is computing these results now; wait for it, or choose another name"
+                ) from error
+            # The run that held it may have removed it, or given it its name, meanwhile.
+            if is_same_file(file.fileno(), self._partial):
+                return file
+            file.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -188,7 +209,9 @@ class ResultFile:
 
     def read(self) -> list[dict[str, object]]:
         """Return all results so far."""
-        return [json.loads(line) for line in self._partial.read_bytes().splitlines()]
+        assert self._file is not None
+        self._file.seek(0)  # through the handle that holds the lock; what is written goes to the end all the same
+        return [json.loads(line) for line in self._file.read().splitlines()]
 
     def commit(self) -> None:
         """Give the results their name."""

@@ -353,7 +353,7 @@ def load(
     """
     started = time.perf_counter()
     found = find_model(name_or_path)
-    folder, tokenizer = open_model(found, scheme, on_progress)
+    folder, tokenizer = open_model(found, scheme, on_progress, on_notice)
     refuse_scheme(found, scheme, folder.scheme)
     if on_notice is not None:
         for notice in tokenizer.notices:

@@ -76,9 +76,16 @@ def chat(
       cg-local chat -x -t test -f src/parser.py > tests/test_parser.py
     """
     arguments = {name: value for name, value in locals().items() if name != "context"}
-    # A saved conversation goes on with its own model, unless another one is asked for here.
-    source = context.get_parameter_source("model")
-    _chat(ChatArguments(**arguments), is_model_named=source is not None and source.name == "COMMANDLINE")
+    # A saved conversation goes on with its own model and system text, unless another one is asked for here.
+    if (continue_last or session is not None) and not _is_named(context, "system"):
+        arguments["system"] = None
+    _chat(ChatArguments(**arguments), is_model_named=_is_named(context, "model"))
+
+
+def _is_named(context: typer.Context, parameter: str) -> bool:
+    """Whether a parameter stands on the command line, and does not come from the settings."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _chat(given: ChatArguments, *, is_model_named: bool) -> None:
@@ -127,7 +134,7 @@ def _answerer(
     if saved is not None and recorder is not None:
         recorder.resume(saved)
     conversation = Conversation(saved.messages if saved is not None else ())
-    return Answerer(model, conversation, recorder, given.max_tokens, given.sampling)
+    return Answerer(model, conversation, recorder, given.max_tokens, given.sampling, given.verbose)
 
 
 def _refuse_model_name(words: Sequence[str]) -> None:
@@ -175,7 +182,7 @@ def _begin_unseen(
     from cg_local.model_store import state_folder
 
     screen = Screen(is_plain=is_plain)
-    history = QuestionHistory(state_folder() / "history", screen.warn)
+    history = QuestionHistory(state_folder() / "history" if is_saved else None, screen.warn)
     recorder = _recorder(name, screen.warn) if is_saved else None
     talk = Chat(
         model=load(name),

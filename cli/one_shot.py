@@ -38,6 +38,7 @@ class Answerer:
         recorder: saves; None: nothing is saved.
         max_tokens: of the answer; None: what the context holds.
         sampling: temperature and its like, as SamplingParams takes them.
+        verbose: tell what the answer took.
     """
 
     model: LocalModel
@@ -45,6 +46,7 @@ class Answerer:
     recorder: SessionRecorder | None = None
     max_tokens: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    verbose: bool = False
 
 
 def answer_once(prepared: Prepared, request: Request, answerer: Answerer) -> None:
@@ -83,6 +85,10 @@ def answer_once(prepared: Prepared, request: Request, answerer: Answerer) -> Non
     model.save_prefix()
     if result.notice is not None:
         notice(result.notice)
+    if answerer.verbose:
+        from cg_local.cli.repl.answering import figures
+
+        notice(figures(result))
     if is_interrupted:
         raise typer.Exit(INTERRUPTED)
     if prepared.extract and not request.json and block is None:

@@ -190,9 +190,10 @@ def rm(
         if chosen and not yes:
             _ask(chosen)
         removed = store.remove([each.session_id for each in chosen])
-    notice(
-        f"{removed} conversation{'' if removed == 1 else 's'} removed; `cg-local cache --clear` removes their K and V"
-    )
+    count = removed.num_sessions
+    notice(f"{count} conversation{'' if count == 1 else 's'} removed; `cg-local cache --clear` removes their K and V")
+    if count and not removed.is_overwritten:
+        notice("another process is reading: the removed bytes stay in the database's log until the last one closes it")
 
 
 def _chosen(store: SessionStore, names: list[str], older_than: float | None, everything: bool) -> list[SessionSummary]:

@@ -45,7 +45,9 @@ def test_line_is_the_command_it_names(line: str, name: str, argument: str) -> No
     assert (found[0].name, found[1]) == (name, argument)
 
 
-@pytest.mark.parametrize("line", ["what is /help", "/etc/hosts is what?", " /help", "// a comment", "/", "exit now"])
+@pytest.mark.parametrize(
+    "line", ["what is /help", "/etc/hosts is what?", " /help", "// a comment", "/", "exit now", "/* " + "x" * 300]
+)
 def test_line_that_only_looks_like_a_command_is_a_question(line: str) -> None:
     assert COMMANDS.parse(line) is None
 
@@ -53,6 +55,8 @@ def test_line_that_only_looks_like_a_command_is_a_question(line: str) -> None:
 def test_unknown_command_is_told_with_what_it_could_be() -> None:
     with pytest.raises(PromptError, match=r"/regne is no command; did you mean /regen\?"):
         COMMANDS.parse("/regne")
+    with pytest.raises(PromptError, match="is no command"):
+        COMMANDS.parse("/" + "z" * 300)
     with pytest.raises(PromptError, match="/zzz is no command; /help lists the commands"):
         COMMANDS.parse("/zzz")
 
@@ -222,10 +226,21 @@ def test_attachment_is_a_file_or_lines_of_it(tmp_path: Path, monkeypatch: pytest
         ("a.py:3-2", "ends before it begins"),
         ("a.py:0", "has lines 1 to 3"),
         ("a.py:9", "has lines 1 to 3"),
+        ("a.py:100-", "has lines 1 to 3"),
+        ("a.py:9-2", "has lines 1 to 3"),
+        ("~nosuchuser/x", "no such file"),
+        ("x" * 300, "File name too long"),
         ("missing.py:1", "no such file"),
     ]:
         with pytest.raises(SourceFileError, match=message):
             read_attachment(name)
+
+
+def test_lines_of_an_attachment_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_bytes("one\f\v\x1c\u2028\x85still one\r\ntwo\n".encode())
+    assert read_attachment(f"{path}:2").text == "two\n"
+    assert read_attachment(str(path)).num_lines == 2
 
 
 def test_fence_of_an_attachment_cannot_be_ended_from_within() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals of this kind are Unix's", allow_module_level=True)
 
-from pseudo_terminal import CTRL_D, ENTER, SCRIPTED_CHAT, Terminal, scripted_chat
+from pseudo_terminal import CTRL_C, CTRL_D, ENTER, SCRIPTED_CHAT, UP, Terminal, scripted_chat
 from scripted_chat import HOSTILE
 
 
@@ -25,9 +26,17 @@ def test_answers_go_to_a_file_as_they_are_while_the_terminal_edits(chat_folder: 
     terminal = Terminal(["/bin/sh", "-c", command], home)
     terminal.wait_for_prompt()
     terminal.ask("hostile")
+    home.joinpath("mine.txt").write_text("mine\n")
+    terminal.type("/write mine.txt", ENTER)
+    terminal.wait_for("Overwrite it\\? \\[y/N\\]")
+    number = terminal.num_prompts + 1
+    terminal.type("n", ENTER)
+    terminal.wait_for_prompt(number)
     terminal.type(CTRL_D)
     assert terminal.wait_for_end() == 0
+    assert home.joinpath("mine.txt").read_text() == "mine\n"
     assert HOSTILE.encode() in home.joinpath("answers.txt").read_bytes()
+    assert b"Overwrite" not in home.joinpath("answers.txt").read_bytes()
     assert "red" not in "\n".join(terminal.screen())
 
 
@@ -49,6 +58,44 @@ def test_killed_chat_is_resumed_with_all_that_was_written(chat_folder: Path, hom
     assert "4 turns before" in second.screen()
     second.type("/bye", ENTER)
     assert second.wait_for_end() == 0
+
+
+def test_questions_of_a_chat_that_is_not_saved_stay_in_memory(chat_folder: Path, home: Path) -> None:
+    terminal = scripted_chat(chat_folder, home, "--no-save")
+    terminal.wait_for_prompt()
+    terminal.ask("say for nobody else")
+    terminal.type(UP)
+    terminal.wait_for("^>>> say for nobody else\n\n")
+    terminal.type(CTRL_C, CTRL_D)
+    assert terminal.wait_for_end() == 0
+    kept = [path for path in home.rglob("*") if path.is_file() and b"for nobody else" in path.read_bytes()]
+    assert kept == []
+
+
+def test_no_command_gives_up_the_lock_on_the_saved_conversations(chat_folder: Path, home: Path) -> None:
+    terminal = scripted_chat(chat_folder, home)
+    terminal.wait_for_prompt()
+    terminal.ask("say one")
+    for line in (
+        "/list",
+        "/load last",
+        "/save named",
+        "/show info",
+        "/regen",
+        "/undo",
+        "/stats",
+        "/clear",
+        "/load named",
+    ):
+        terminal.ask(line)
+        connection = sqlite3.connect(home / "data" / "sessions" / "sessions.db", timeout=0)
+        try:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            connection.close()
+    terminal.type("/bye", ENTER)
+    assert terminal.wait_for_end() == 0
 
 
 def test_plain_and_dumb_terminals_get_no_escape_sequences(chat_folder: Path, home: Path) -> None:

@@ -251,6 +251,21 @@ def test_commands_on_turns(chat: Terminal, request: pytest.FixtureRequest) -> No
     assert_screen(chat, "turns", request)
 
 
+def test_edit_that_is_given_up_keeps_the_turn(chat: Terminal) -> None:
+    chat.ask("say one")
+    for _ in range(2):
+        chat.ask("/edit")
+        chat.wait_for("^>>> say one$")
+        chat.type(CTRL_C)
+        chat.wait_for("^>>>$")
+    chat.ask("turns")
+    assert "2 turns before" in chat.screen()
+    chat.ask("/edit")
+    chat.ask(" and more")
+    chat.ask("/show messages")
+    assert [line for line in chat.screen() if line.startswith("turns")] == ["turns and more"]
+
+
 def test_commands_on_files(chat: Terminal, home: Path, request: pytest.FixtureRequest) -> None:
     home.joinpath("notes.txt").write_text("alpha\nbeta\ngamma\n")
     home.joinpath("data.bin").write_bytes(b"\x00\x01")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import stat
 import sys
 from collections.abc import Callable
@@ -126,6 +127,19 @@ def test_rm_asks_and_needs_yes_where_nobody_can_be_asked(run: Run, ids: list[str
     assert run("sessions", "rm", "--yes", ids[0])[2].startswith("cg-local: 1 conversation removed; ")
     assert run("sessions", "list")[1].startswith(ids[1])
     assert run("sessions", "show", ids[0])[2].endswith("`cg-local sessions list` shows them\n")
+
+
+def test_rm_says_what_another_process_keeps(
+    run: Run, home: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cg_local.sessions.database.BUSY_SECONDS", 0.05)
+    other = sqlite3.connect(home / "data" / "sessions" / "sessions.db", isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM messages").fetchall()
+    err = run("sessions", "rm", "--yes", ids[0])[2]
+    other.close()
+    assert err.startswith("cg-local: 1 conversation removed; ")
+    assert "the removed bytes stay in the database's log" in err
 
 
 @pytest.mark.parametrize(("reply", "left"), [("y\n", 0), ("n\n", 2), ("\n", 2)])

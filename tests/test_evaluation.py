@@ -68,6 +68,13 @@ def test_expected_answer_is_scored_behind_its_prompt_and_compared_but_for_white_
     assert first["nll"] == np.mean(np.arange(len(prompt), len(prompt) + len(tail)))
 
 
+def test_line_breaks_of_windows_in_an_expected_answer_match() -> None:
+    backend = CountingBackend()
+    backend.answer = lambda requests, params: [Answer("a\nb", "eos", 1, 2, -0.5, False)]  # type: ignore[method-assign]
+    (result,) = next(iter(evaluate_all(backend, [Request(1, prefix="x", expected="a\r\nb\r\n")], PARAMS)))
+    assert result["is_match"]
+
+
 def test_text_beyond_the_context_is_scored_whole_in_windows() -> None:
     backend = CountingBackend(max_context=8)
     text = "for i in range(10):\n    print(i)\n"

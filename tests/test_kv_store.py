@@ -122,6 +122,19 @@ def test_end_of_a_text_goes_before_its_beginning(folder: Path) -> None:
     assert len(read(store, list(range(16)))) == 2
 
 
+def test_conversation_that_outgrows_the_bound_keeps_its_beginning(folder: Path) -> None:
+    store = KVStore(folder, max_bytes=8_000)
+    write(store, list(range(500, 504)))
+    for pages in (2, 4, 6, 8, 10):
+        write(store, list(range(4 * pages)))
+        found = store.find(KIND, list(range(40)))
+        assert sum(each.num_pages for each in found) == min(pages, 7)
+        kept = {each.path for each in found}
+        orphans = [path for path in segments(folder) if path not in kept]
+        assert len(orphans) == (1 if pages < 8 else 0)  # the other text's, while there is room
+    assert sum(path.stat().st_size for path in segments(folder)) <= 8_000
+
+
 def test_turn_larger_than_the_bound_is_stored_as_far_as_it_goes(folder: Path) -> None:
     store = KVStore(folder, max_bytes=3_500)
     write(store, list(range(80)))
@@ -217,6 +230,22 @@ def test_entries_and_clear(store: KVStore, folder: Path) -> None:
     assert store.clear() == total
     assert store.entries() == []
     assert write(store, list(range(8))) > 0
+
+
+def test_clear_removes_what_the_store_wrote_and_nothing_else(store: KVStore, folder: Path) -> None:
+    write(store, list(range(8)))
+    place = segments(folder)[0].parent
+    mine = [folder / "mine" / "notes.txt", folder / "mine" / "a.kv", place / "notes.txt", folder / "notes.kv"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (place / "x.kv.1.tmp").write_text("left over")
+    store.clear()
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(mine)
+    assert [entry.num_segments for entry in store.entries()] == [0]
+    mine[2].unlink()
+    store.clear()
+    assert not place.exists()
 
 
 WRITER = """

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,6 +245,12 @@ def test_answer_that_max_tokens_cut_says_so(answer: Answer, home: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == b"cg-local: the answer is cut: --max-tokens, or the context, is reached\n"
     assert saved(home)[0].messages[1].is_cut
+
+
+def test_verbose_tells_on_stderr_what_the_answer_took(answer: Answer) -> None:
+    status, out, err = lines(answer("say hello", "--verbose"))
+    assert (status, out) == (0, "hello\n")
+    assert re.fullmatch(r"cg-local: \d+ tokens at [0-9.]+ tokens/s; prompt \d+ tokens, .* computed in [0-9.]+ s\n", err)
 
 
 def test_pipe_gets_whole_lines_as_soon_as_they_are_there(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

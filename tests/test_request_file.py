@@ -47,6 +47,8 @@ def test_evaluation_takes_texts_and_expected_answers(tmp_path: Path) -> None:
         ('{"question": "a"}', False, "line 2: has the members question; a request is"),
         ('{"prompt": "a", "text": "b"}', False, "line 2: has both 'text' and 'prompt'"),
         ('{"prefix": "a"}', False, "line 2: has a 'prefix' and no 'suffix'"),
+        ('{"prompt": "a", "id": ["\\ud800"]}', False, r"line 2: has half a character \(a lone surrogate\)"),
+        ('{"prompt": "\\udc00"}', False, r"line 2: has half a character \(a lone surrogate\)"),
         ('{"text": "a"}', False, "line 2: a 'text' is for `cg-local eval`"),
         ('{"prompt": "a"}', True, "line 2: nothing to compare an answer with; add 'expected'"),
     ],
@@ -85,6 +87,18 @@ def test_run_that_was_killed_within_a_line_goes_on_behind_the_last_whole_one(tmp
         file.write([{"line": 3}])
         file.commit()
     assert path.read_text() == '{"line":1}\n{"line":2}\n{"line":3}\n'
+
+
+def test_second_run_of_the_same_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, "mark") as file:
+        file.write([{"line": 1}])
+        with pytest.raises(BatchError, match="another process is computing these results now"):
+            ResultFile(path, "mark").__enter__()
+        assert file.read() == [{"line": 1}]
+        file.write([{"line": 2}])
+        file.commit()
+    assert path.read_text() == '{"line":1}\n{"line":2}\n'
 
 
 def test_other_settings_or_requests_start_anew(tmp_path: Path) -> None:

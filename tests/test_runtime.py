@@ -172,6 +172,19 @@ def test_damaged_copy_of_the_embedded_model_is_made_again(
     assert again.complete(PREFIX, params=LIVELY).text == expected
 
 
+def test_embedded_model_answers_where_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    monkeypatch.setenv("CG_LOCAL_CACHE", str(tmp_path / "cache"))
+    notices: list[str] = []
+    model = cg_local.load("nano", on_notice=notices.append)
+    assert model.complete("def ", params=cg_local.SamplingParams(max_tokens=2)).num_tokens > 0
+    [notice] = notices
+    assert "the quantized copy cannot be written (" in notice
+    assert notice.endswith("; a temporary copy serves this time")
+
+
 def test_importing_the_package_loads_neither_numpy_nor_numba() -> None:
     code = (
         "import sys, cg_local, cg_local.quant, cg_local.errors, cg_local.infill.cursor, cg_local.cli.app;"

@@ -255,6 +255,65 @@ def test_database_that_was_removed_meanwhile_is_written_anew(recorder: SessionRe
     assert messages_of(recorder) == (ASK, ANSWER, MORE)
 
 
+def test_name_given_after_the_database_was_removed_is_saved_with_everything(
+    recorder: SessionRecorder, notices: list[str]
+) -> None:
+    recorder.save([ASK, ANSWER])
+    for path in database_path().parent.iterdir():
+        path.unlink()
+    assert recorder.rename("my talk")
+    assert len(notices) == 1
+    assert messages_of(recorder) == (ASK, ANSWER)
+    with SessionStore() as store:
+        assert store.find("my talk").session_id == recorder.session_id
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_conversation_that_was_removed_elsewhere_is_saved_anew_by_name_or_without(
+    recorder: SessionRecorder, notices: list[str], named: bool
+) -> None:
+    recorder.save([ASK, ANSWER])
+    old = recorder.session_id
+    assert old is not None
+    with SessionStore() as store:
+        store.remove([old])
+    assert recorder.rename("my talk") if named else recorder.save([ASK, ANSWER])
+    assert recorder.session_id != old
+    assert messages_of(recorder) == (ASK, ANSWER)
+    assert notices == [
+        f"conversation {old} was continued or removed elsewhere; this one is saved as {recorder.session_id}"
+    ]
+    with SessionStore() as store:
+        assert store.find("last").title == ("my talk" if named else ASK.text)
+
+
+def test_resumed_conversation_is_saved_anew_with_its_own_text_alone(
+    recorder: SessionRecorder, notices: list[str]
+) -> None:
+    recorder.save([MORE])
+    recorder.begin()
+    recorder.save([ASK, ANSWER])
+    with SessionStore() as store:
+        other = store.load(store.find(MORE.text).session_id)
+    recorder.resume(other)
+    with SessionStore() as store:
+        store.remove([other.session_id])
+    assert recorder.rename("my talk")
+    assert messages_of(recorder) == (MORE,)
+
+
+def test_half_a_character_is_one_notice_and_the_rest_is_saved(recorder: SessionRecorder, notices: list[str]) -> None:
+    recorder.save([ASK])
+    assert not recorder.save([ASK, Message("model", "half \ud800")])
+    assert not recorder.rename("half \ud800")
+    assert len(notices) == 1
+    assert notices[0].endswith("cannot be written: a text has half a character at place 6")
+    assert messages_of(recorder) == (ASK,)
+    assert recorder.rename("whole")
+    assert recorder.save([ASK, ANSWER])
+    assert messages_of(recorder) == (ASK, ANSWER)
+
+
 # Disks without a write-ahead log
 
 

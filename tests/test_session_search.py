@@ -73,6 +73,27 @@ def test_search_finds_messages_that_hold_every_word(
         assert [hit.role for hit in store.search(query)] == roles
 
 
+@pytest.mark.parametrize(
+    "query", ["Stra\u00dfe", "strasse", "STRASSE", "\ufb01le", "file", "\u0130zmir", "\u212aelvin", "kel"]
+)
+def test_search_folds_case_as_unicode_does_with_the_index_too(
+    has_index: bool, recorder: SessionRecorder, query: str
+) -> None:
+    texts = ["Stra\u00dfe", "STRASSE", "\ufb01le", "FILE", "\u0130ZMIR", "kelvin", "\u212aELVIN"]
+    recorder.save([Message("model" if number % 2 else "user", text) for number, text in enumerate(texts)])
+    recorder.rename("a name")
+    with SessionStore(is_read_only=True) as store:
+        found = {hit.position for hit in store.search(query)}
+    expected = {place for place, text in enumerate(texts) if query.casefold() in text.casefold()}
+    assert expected
+    assert found == expected
+
+
+def test_index_reads_the_texts_whose_folded_case_it_does_not_know() -> None:
+    folded = {chr(code) for code in range(128, 0x110000) if any(letter.isascii() for letter in chr(code).casefold())}
+    assert folded == set(search_module.UNFOLDED)
+
+
 def test_search_finds_pieces_titles_and_what_was_replaced_no_more(has_index: bool, recorder: SessionRecorder) -> None:
     recorder.rename("my favourite")
     recorder.save([ASK, Message("model", "an octopus")])

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from cg_local.conversation import Message
 from cg_local.errors import RevisionError, SessionError
 from cg_local.sessions import SavedSession, SessionRecorder, SessionStore
 from cg_local.sessions.database import Database, database_path
-from cg_local.sessions.store import title_of
+from cg_local.sessions.store import Removal, title_of
 
 ASK = Message("user", "How do I read a TOML file?")
 ANSWER = Message("model", "Use `tomllib`.", token_ids=(7, 300_000, 5))
@@ -198,13 +199,42 @@ def test_removed_conversation_leaves_no_byte_in_the_file(recorder: SessionRecord
     recorder.save([Message("user", "other giraffe")])
     assert keep is not None
     with SessionStore() as store:
-        assert store.remove([keep, "00000000"]) == 1
+        assert store.remove([keep, "00000000"]) == Removal(1, is_overwritten=True)
         assert [hit.session_id for hit in store.search("giraffe")] == [recorder.session_id]
         assert store.search("zebra") == []
     recorder.close()
     content = b"".join(path.read_bytes() for path in database_path().parent.iterdir())
     assert b"giraffe" in content
     assert b"zebra" not in content
+
+
+def test_what_was_replaced_leaves_no_byte_where_sqlite_keeps_them(
+    recorder: SessionRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def careless(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA secure_delete = OFF")  # SQLite's own default, unless a system builds it otherwise
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", careless)
+    recorder.save([Message("user", "A title\n" + "my secret zebra " * 1000), Message("model", "it sleeps")])
+    recorder.save([ASK])
+    recorder.close()
+    assert b"zebra" not in database_path().read_bytes()
+
+
+def test_removal_says_when_another_process_keeps_the_log(recorder: SessionRecorder) -> None:
+    recorder.save([Message("user", "my secret zebra")])
+    other = sqlite3.connect(database_path(), isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM messages").fetchall()
+    with SessionStore() as store:
+        store.wait_for_locks(0.05)
+        assert store.remove([recorder.session_id or ""]) == Removal(1, is_overwritten=False)
+        other.close()
+        assert store.remove([]) == Removal(0, is_overwritten=True)
 
 
 # Several writers

@@ -1,7 +1,8 @@
 """The database file of saved conversations: where it lies, its version, its locks, what its errors mean.
 
-This file owns connections and transactions. It knows no table but through MIGRATIONS. Invariant: a file that another
-program or a newer cg-local wrote is refused and never changed, and a damaged one is moved aside, never removed.
+This file owns connections and transactions. It knows no table but through MIGRATIONS. Invariants: a file that another
+program or a newer cg-local wrote is refused and never changed, and a damaged one is moved aside, never removed; SQLite
+alone opens a database that is there, or its locks would be lost.
 """
 
 from __future__ import annotations
@@ -182,6 +183,10 @@ class Database:
             yield
         except sqlite3.Error as cause:
             raise _error(self.path, fault, cause) from cause
+        except UnicodeEncodeError as cause:
+            raise SessionError(
+                f"{self.path}: {fault}: a text has half a character at place {cause.start + 1}"
+            ) from cause
         except OSError as cause:
             raise SessionError(
                 f"{self.path}: {fault} ({cause.strerror}); make the folder writable, or set CG_LOCAL_DATA"
@@ -211,6 +216,8 @@ class Database:
 
     def _migrate(self) -> None:
         self.execute("PRAGMA foreign_keys = ON")
+        # What is undone, replaced or removed is overwritten: many systems build SQLite to leave it in free pages.
+        self.execute("PRAGMA secure_delete = ON")
         # macOS keeps written blocks in the drive's cache unless it is asked to empty it; no-op elsewhere.
         self.execute("PRAGMA fullfsync = ON")
         if self._version() == len(MIGRATIONS):
@@ -237,7 +244,11 @@ def _writable(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.chmod(path.parent, 0o700)
     # Created here, because SQLite would leave the mode to the umask; it gives its log the mode of the database.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # Only a file that is not there yet: POSIX drops all locks of a process on a file when any descriptor of it is
+    # closed, those of its other connections too (https://sqlite.org/howtocorrupt.html, 2.2). So nothing else in a
+    # process may open the database.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     os.chmod(path, 0o600)
     return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
@@ -252,13 +263,19 @@ def _read_only(path: Path) -> sqlite3.Connection:
         )
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
             connection.close()
-            if parameters == "immutable=1":
+            if parameters == "immutable=1" or not _may_be_immutable(path, str(error)):
                 raise
         else:
             return connection
     raise AssertionError("one of the two returned or raised")
+
+
+def _may_be_immutable(path: Path, fault: str) -> bool:
+    """Whether a database may be read without locks and without its log: nobody can write it, and no log has more."""
+    log = Path(f"{path.resolve()}-wal")
+    return ("unable to open" in fault or "readonly" in fault) and not (log.exists() and log.stat().st_size)
 
 
 def _nothing_saved(path: Path) -> SessionError:

@@ -32,19 +32,19 @@ class SessionRecorder:
 
     Args:
         on_notice: called with each one-line thing that the user should be told.
-        model: of the conversations that begin.
+        model: as the attribute.
         path: of the database; None: the user's.
 
     Attributes:
+        model: of the conversations that begin from now on.
         settings: what a new conversation keeps beside its text; JSON values.
     """
 
     def __init__(self, on_notice: Notice, *, model: str = "", path: Path | None = None) -> None:
-        self._notice, self._path, self._model = on_notice, path or database_path(), model
+        self._notice, self._path, self.model = on_notice, path or database_path(), model
         self.settings: Mapping[str, object] = {}
         self._store: SessionStore | None = None
         self._fault: str | None = None
-        self._state: tuple[Message, ...] = ()  # as `save` was given it
         self._saved: tuple[Message, ...] = ()
         self._last_piece_at = 0.0
         self._session: str | None = None
@@ -56,13 +56,14 @@ class SessionRecorder:
         """Let the next `save` begin a new conversation; the one under way stays as it was saved last."""
         self._title = None
         self._forget()
+        self._state: tuple[Message, ...] = ()  # as `save` was given it
         self._answer, self._answer_ids = "", list[int]()
 
     def resume(self, session: SavedSession) -> None:
         """Go on with a conversation that `SessionStore.load` returned."""
         self.begin()
         self._session, self._revision = session.session_id, session.revision
-        self._saved = session.messages
+        self._state = self._saved = session.messages
 
     @property
     def session_id(self) -> str | None:
@@ -160,11 +161,13 @@ class SessionRecorder:
         messages = self._state
         first = _num_same(self._saved, messages)
         is_same = first == len(messages) == len(self._saved)
-        if self._session is not None and is_same and self._answer_id is None:
-            return
         store = self._opened
+        if self._session is not None and is_same and self._answer_id is None:
+            if not store.holds(self._session):
+                raise RevisionError(f"conversation {self._session} was removed by another process")
+            return
         if self._session is None:
-            created = store.create(model=self._model, settings=self.settings)
+            created = store.create(model=self.model, settings=self.settings)
             self._session, self._revision = created.session_id, created.revision
         self._revision = store.write(
             self._session,
@@ -191,9 +194,11 @@ class SessionRecorder:
         self._num_saved, self._num_saved_ids = len(self._answer), len(self._answer_ids)
 
     def _save_title(self) -> None:
-        assert self._session is not None
         assert self._title is not None
-        self._opened.rename(self._session, self._title)
+        if self._session is None:  # the database was replaced meanwhile; what is saved anew gets the title
+            self._save_state()
+        else:
+            self._opened.rename(self._session, self._title)
 
     def _branch_off(self) -> None:
         """Save the conversation as a new one, because somebody else went on with the old one."""

@@ -19,6 +19,12 @@ _TERM = re.compile(r'"([^"]+)"?|(\S+)')
 TITLE = 1 << 31
 """Stands for the place of a title: behind all messages."""
 _MIN_INDEXED = 3  # what FTS5's trigram tokenizer needs of a word
+UNFOLDED = (
+    "\u00df\u0130\u0149\u017f\u01f0\u1e96\u1e97\u1e98\u1e99\u1e9a\u1e9e\u212a\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06"
+)
+"""Characters beyond ASCII that have ASCII letters in their folded case ("\u00df" is "ss"): a word of ASCII alone may
+stand in a text with one of them, and FTS5, which folds one character to one, does not find it there."""
+_HAS_UNFOLDED = f"text GLOB '*[{UNFOLDED}]*'"
 _STALE = "search_is_stale"
 
 
@@ -113,11 +119,13 @@ class SearchIndex:
         return hits
 
     def _candidates(self, terms: Terms) -> sqlite3.Cursor:
-        indexed = [word for word in terms.words if len(word) >= _MIN_INDEXED]
+        # FTS5 folds other letters in another way than `casefold` does.
+        indexed = [word for word in terms.words if len(word) >= _MIN_INDEXED and word.isascii()]
         match, values = "1", list[object]()
         if self._has_index and indexed:
             # An answer whose process was killed stands in pieces, which the index does not know.
-            match = """(m.message_id IN (SELECT rowid FROM message_index WHERE message_index MATCH ?)
+            match = f"""(m.message_id IN (SELECT rowid FROM message_index WHERE message_index MATCH ?
+                                        UNION ALL SELECT message_id FROM messages WHERE {_HAS_UNFOLDED})
                         OR EXISTS (SELECT 1 FROM pieces p WHERE p.message_id = m.message_id))"""
             values.append(" AND ".join('"{}"'.format(word.replace('"', '""')) for word in indexed))
         return self._database.execute(
@@ -150,6 +158,9 @@ class SearchIndex:
                 self._database.execute(
                     "CREATE VIRTUAL TABLE IF NOT EXISTS message_index "
                     "USING fts5(text, content='messages', content_rowid='message_id', tokenize='trigram')"
+                )
+                self._database.execute(
+                    f"CREATE INDEX IF NOT EXISTS messages_unfolded ON messages (message_id) WHERE {_HAS_UNFOLDED}"
                 )
                 self._database.execute("INSERT INTO message_index (message_index) VALUES ('rebuild')")
                 self._database.execute("DELETE FROM marks WHERE name = ?", (_STALE,))

@@ -70,6 +70,20 @@ class SavedSession(SessionSummary):
     revision: int = 0
 
 
+@dataclass(frozen=True)
+class Removal:
+    """What a removal did.
+
+    Attributes:
+        num_sessions: how many conversations are gone.
+        is_overwritten: their bytes are gone too; if not, a process that is reading keeps them in the write-ahead log,
+            until a process closes the database or removes something again.
+    """
+
+    num_sessions: int
+    is_overwritten: bool
+
+
 def title_of(messages: Sequence[Message]) -> str:
     """Return the first line with a letter or digit of the first question, cut at a word; "" without a question."""
     text = next((message.text for message in messages if message.role == "user"), "")
@@ -204,17 +218,26 @@ class SessionStore:
                 raise RevisionError("the conversation was continued or removed by another process")
 
     def rename(self, session_id: str, title: str) -> None:
-        """Give a conversation a name, which later writes keep."""
-        with self._database.transaction(is_durable=True):
-            self._database.execute("UPDATE sessions SET title = ? WHERE session_id = ?", (title, session_id))
+        """Give a conversation a name, which later writes keep.
 
-    def remove(self, session_ids: Sequence[str]) -> int:
+        Raises:
+            RevisionError: it is gone, because another process removed it.
+        """
+        with self._database.transaction(is_durable=True):
+            cursor = self._database.execute("UPDATE sessions SET title = ? WHERE session_id = ?", (title, session_id))
+            if not cursor.rowcount:
+                raise RevisionError(f"conversation {session_id} was removed by another process")
+
+    def holds(self, session_id: str) -> bool:
+        """Whether there is a conversation of this id, whole."""
+        return bool(self._database.rows("SELECT 1 FROM sessions WHERE session_id = ?", (session_id,)))
+
+    def remove(self, session_ids: Sequence[str]) -> Removal:
         """Remove conversations for good: their bytes in the file are overwritten.
 
         Returns:
-            How many there were.
+            How many there were, and whether the write-ahead log could be emptied of them too.
         """
-        self._database.execute("PRAGMA secure_delete = ON")
         removed = 0
         with self._database.transaction(is_durable=True):
             for session_id in session_ids:
@@ -222,8 +245,8 @@ class SessionStore:
                 self._delete_messages(where, (session_id,))
                 removed += self._database.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,)).rowcount
             self._index.tidy()
-        self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-        return removed
+        is_busy = self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
+        return Removal(removed, is_overwritten=not is_busy)
 
     # Reading
 

@@ -161,9 +161,9 @@ def answer_question(chat: Chat, params: SamplingParams | None = None) -> bool:
         Whether there is an answer. If not, the question was taken back, and is what the editor begins with.
     """
     conversation, screen = chat.conversation, chat.screen
-    chat.save()
     try:
         prompt = conversation.prompt(chat.model.tokenizer, max_prompt_tokens=chat.max_prompt_tokens)
+        chat.save()  # what no prompt can be made of is nothing to be saved
         if prompt.omitted_turns > chat.omitted_turns and prompt.notice is not None:
             screen.warn(f"The context is full: {prompt.notice}.")
         stream = chat.model.chat(

@@ -57,6 +57,7 @@ class Chat:
         editor: asks; set once the chat exists, because its status line shows the chat.
         attachments: files that the next question brings with it.
         next_text: what the editor begins with.
+        is_editing: it is the last question, which what is sent then replaces.
         last: the last answer's figures.
         extra_blocks: code that /fill wrote, until the next answer; what /copy and /write then mean.
         omitted_turns: how many of the oldest turns the last prompt left out.
@@ -73,6 +74,7 @@ class Chat:
     editor: QuestionEditor = field(init=False)
     attachments: list[Attachment] = field(default_factory=list)
     next_text: str = ""
+    is_editing: bool = False
     last: Completion | None = None
     extra_blocks: list[CodeBlock] | None = None
     omitted_turns: int = 0

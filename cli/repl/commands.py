@@ -7,9 +7,9 @@ command executes anything that a model wrote.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from cg_local.cli.repl.chat_state import Chat
 from cg_local.errors import PromptError
@@ -73,7 +73,7 @@ class CommandTable:
         command = self.find(word)
         if command is not None:
             return command, rest.strip()
-        if "/" in word[1:] or Path(word).exists() or word.startswith(("//", "/*")):
+        if "/" in word[1:] or os.path.exists(word) or word.startswith(("//", "/*")):
             return None
         near = difflib.get_close_matches(word.lower(), self.names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "/help lists the commands."

@@ -6,6 +6,7 @@ can be edited as a whole until it is sent, and nothing that was pasted is sent l
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -33,7 +34,13 @@ _STYLE = Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": 
 
 
 class QuestionEditor(Protocol):
-    """Reads questions."""
+    """Reads questions.
+
+    Attributes:
+        was_emptied: the text that the last question began with was given up before it was typed.
+    """
+
+    was_emptied: bool
 
     def read(self, text: str = "") -> str:
         """Return the next question.
@@ -68,6 +75,7 @@ class TerminalEditor:
         has_colors: bool = True,
     ) -> None:
         self._fault = ""
+        self.was_emptied = False
         self._status = status
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
@@ -89,7 +97,7 @@ class TerminalEditor:
 
     def read(self, text: str = "") -> str:
         """Return the next question; see `QuestionEditor`."""
-        self._fault = ""
+        self._fault, self.was_emptied = "", False
         return self._session.prompt(PROMPT, default=text)
 
     @property
@@ -151,6 +159,7 @@ class TerminalEditor:
             # `reset` would forget the history until the next prompt.
             buffer.history_forward(count=1 << 20)
             buffer.text = ""
+            self.was_emptied = True
 
         @bindings.add("c-l")
         def _clear(event: KeyPressEvent) -> None:
@@ -190,7 +199,7 @@ class PlainEditor:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self.is_vi = False
+        self.is_vi = self.was_emptied = False
 
     def read(self, text: str = "") -> str:
         """Return the next question; see `QuestionEditor`. `text` is shown, and kept if the user only presses Enter."""
@@ -203,6 +212,9 @@ class PlainEditor:
 
     @staticmethod
     def _line() -> str:
+        # Bytes that are no UTF-8 would end the chat otherwise, or come as halves of characters.
+        if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":
+            sys.stdin.reconfigure(errors="replace")
         line = sys.stdin.readline()
         if not line:
             raise EOFError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob as glob_module
 import os
+import sys
 from pathlib import Path
 
 from cg_local.atomic_file import replace_file
@@ -96,8 +97,8 @@ def write(chat: Chat, argument: str) -> None:
     else:
         chat.screen.error("There is no answer to write yet.")
         return
-    path = Path(name).expanduser()
-    if path.exists() and not _may_overwrite(chat, path):
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path) and not _may_overwrite(chat, path):
         chat.screen.note("Not written.")
         return
     replace_file(path, text.encode("utf-8", errors="replace"))
@@ -127,7 +128,7 @@ def fill(chat: Chat, argument: str) -> None:
     if not result.text:
         chat.screen.note("(nothing fits there)")
     else:
-        chat.screen.note(f"(not written; /copy copies it, `cg-local fill {target.file}:{gap.line}` is the command)")
+        chat.screen.note(f"(not written; /copy copies it, `cg-local fill {_unquoted(argument)}` is the command)")
 
 
 def _attach(chat: Chat, attachment: Attachment) -> None:
@@ -159,17 +160,20 @@ def _chosen_block(chat: Chat, number: str) -> CodeBlock | None:
 def _name_and_number(argument: str) -> tuple[str, str]:
     """Split "FILE 2"; a file that is called so is preferred."""
     name, _, number = argument.rpartition(" ")
-    if name and number.isdecimal() and not Path(argument).exists():
+    if name and number.isdecimal() and not os.path.exists(argument):
         return _unquoted(name), number
     return _unquoted(argument), ""
 
 
 def _may_overwrite(chat: Chat, path: Path) -> bool:
-    from prompt_toolkit import prompt
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
 
+    # Where answers go to a file, it shall hold nothing else.
+    output = create_output(sys.stdout if chat.screen.is_terminal else sys.stderr)
     question = f"{path}: exists. Overwrite it? [y/N] "
     try:
-        return prompt(question).strip().lower() in ("y", "yes")
+        return PromptSession[str](output=output).prompt(question).strip().lower() in ("y", "yes")
     except (KeyboardInterrupt, EOFError):
         return False
 

@@ -41,12 +41,18 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
     try:
         while True:
             text, chat.next_text = chat.next_text, ""
+            is_editing, chat.is_editing = chat.is_editing, False
             try:
                 line = chat.editor.read(text)
             except KeyboardInterrupt:
                 chat.screen.note("Use Ctrl-D or /bye to leave.")
                 continue
-            saver.end()
+            chat.is_editing = is_editing and not chat.editor.was_emptied
+            try:
+                saver.end()
+            except KeyboardInterrupt:
+                chat.next_text = line
+                continue
             num_answers = chat.totals.answers
             _take_safely(chat, line)
             if chat.totals.answers > num_answers:
@@ -54,9 +60,11 @@ def run_chat(chat: Chat, saved: SavedSession | None = None, *, system: str | Non
     except EOFError:
         pass
     finally:
-        saver.end(is_complete=True)
-        if chat.recorder is not None:
-            chat.recorder.close()
+        try:
+            saver.end(is_complete=True)
+        finally:
+            if chat.recorder is not None:
+                chat.recorder.close()
 
 
 def _greet(chat: Chat) -> None:
@@ -74,6 +82,7 @@ def _take(chat: Chat, line: str) -> None:
     found = COMMANDS.parse(line.rstrip())
     if found is not None:
         command, argument = found
+        chat.is_editing = False
         command.run(chat, argument)
     elif line.strip():
         _ask(chat, without_marks(line.strip("\n")))
@@ -84,14 +93,34 @@ def _ask(chat: Chat, question: str) -> None:
         model_commands.tell_base_model(chat)
         chat.next_text = question
         return
-    chat.conversation.ask(Question(words=question, files=tuple(chat.attachments)).text())
-    attachments = list(chat.attachments)
-    chat.attachments.clear()
-    if answer_question(chat):
+    attachments, before, is_editing = list(chat.attachments), chat.conversation.messages, chat.is_editing
+    chat.is_editing = False
+
+    def give_back() -> None:
+        # The files were part of the question that comes back; it is typed without them.
+        chat.next_text, chat.attachments[:], chat.is_editing = question, attachments, is_editing
+        if is_editing:
+            chat.conversation.replace(before)
+            chat.save()
+
+    try:
+        if is_editing:
+            chat.conversation.undo()
+        chat.conversation.ask(Question(words=question, files=tuple(attachments)).text())
+        chat.attachments.clear()
+        is_answered = answer_question(chat)
+    except BaseException:
+        # Whatever ended it: a question left without an answer would be in the way of every later one.
+        if chat.conversation.is_waiting or len(chat.conversation.messages) < len(before):
+            if chat.conversation.is_waiting:
+                chat.conversation.undo()
+            chat.save()
+            give_back()
+        raise
+    if is_answered:
         chat.screen.say()
     elif chat.next_text:
-        # The files were part of the question that comes back; it is typed without them.
-        chat.next_text, chat.attachments[:] = question, attachments
+        give_back()
 
 
 def _take_safely(chat: Chat, line: str) -> None:
@@ -110,8 +139,6 @@ def _take_safely(chat: Chat, line: str) -> None:
     except Exception as error:  # the edge of the chat: what was said so far must outlive a fault of ours
         if "--debug" in sys.argv:
             raise
-        if chat.conversation.is_waiting:
-            chat.next_text = chat.conversation.undo() or ""
         chat.screen.error(f"internal error ({type(error).__name__}: {error}); run again with --debug and report it")
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):

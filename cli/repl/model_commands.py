@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from cg_local.cli.repl.answering import AnswerView, figures, follow
 from cg_local.cli.repl.chat_state import Chat
@@ -169,6 +169,8 @@ def model(chat: Chat, argument: str) -> None:
         chat.screen.error(str(error))
         return
     chat.model = loaded
+    if chat.recorder is not None:
+        chat.recorder.model = loaded.name
     chat.last, chat.omitted_turns = None, 0
     chat.screen.note(f"{chat.model_name} ({loaded.scheme}) answers from here on.")
     tell_base_model(chat)
@@ -188,7 +190,7 @@ def complete(chat: Chat, argument: str) -> None:
     if not argument:
         chat.screen.error("/complete TEXT: write the text to continue")
         return
-    if Path(argument).is_file():
+    if os.path.isfile(argument):
         chat.screen.note(f"(the text is the name {argument}; `cg-local complete {argument}` continues the file)")
     num_tokens = min(chat.settings.max_tokens or COMPLETION_TOKENS, chat.model.max_context // 2)
     stream = chat.model.complete(argument, params=replace(chat.params(), max_tokens=num_tokens), stream=True)

@@ -54,11 +54,15 @@ def regenerate(chat: Chat, argument: str) -> None:
         return
     if not argument and chat.settings.temperature == 0:
         chat.screen.note(f"(at temperature {temperature}, because 0 would write the same)")
-    if not answer_question(chat, params):
-        # Nothing came of it: the answer that there was is better than none.
-        chat.conversation.replace(before)
-        chat.next_text = ""
-        chat.save()
+    is_answered = False
+    try:
+        is_answered = answer_question(chat, params)
+    finally:
+        if not is_answered and (chat.conversation.is_waiting or chat.conversation.messages != before):
+            # Nothing came of it: the answer that there was is better than none.
+            chat.conversation.replace(before)
+            chat.next_text = ""
+            chat.save()
 
 
 def undo(chat: Chat, argument: str) -> None:
@@ -73,14 +77,12 @@ def undo(chat: Chat, argument: str) -> None:
 
 
 def edit(chat: Chat, argument: str) -> None:
-    """Take the last question back into the editor, to be changed and asked again."""
-    question = chat.conversation.undo()
-    if question is None:
+    """Bring the last question into the editor, to be changed; it and its answer stay until that is sent."""
+    questions = [message.text for message in chat.conversation.turns if message.role == "user"]
+    if not questions:
         chat.screen.error("There is no question to edit.")
         return
-    chat.last, chat.extra_blocks = None, None
-    chat.save()
-    chat.next_text = question
+    chat.next_text, chat.is_editing = questions[-1], True
 
 
 def open_editor(chat: Chat, argument: str) -> None:
