@@ -30,6 +30,7 @@ from cg_local.memory import available_bytes, check_memory, memory_need
 from cg_local.model import Model
 from cg_local.model_folder import ModelFolder
 from cg_local.model_store import Progress, find_model, refuse_scheme
+from cg_local.models import INFILL_ORDERS
 from cg_local.opened_model import open_model
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.sequence import Sequence as Running
@@ -80,6 +81,11 @@ class LocalModel:
         """
         return self._engine.logits(token_ids)
 
+    @property
+    def infill_order(self) -> str:
+        """The order of the parts of a fill-in-the-middle prompt where none is asked for."""
+        return INFILL_ORDERS.get(self.name, "psm")
+
     @overload
     def infill(
         self,
@@ -88,7 +94,7 @@ class LocalModel:
         path: str | None = ...,
         *,
         mode: str = ...,
-        order: str = ...,
+        order: str | None = ...,
         context: Sequence[tuple[str, str]] = ...,
         params: SamplingParams | None = ...,
         max_prompt_tokens: int | None = ...,
@@ -103,7 +109,7 @@ class LocalModel:
         path: str | None = ...,
         *,
         mode: str = ...,
-        order: str = ...,
+        order: str | None = ...,
         context: Sequence[tuple[str, str]] = ...,
         params: SamplingParams | None = ...,
         max_prompt_tokens: int | None = ...,
@@ -117,7 +123,7 @@ class LocalModel:
         path: str | None = None,
         *,
         mode: str = "auto",
-        order: str = "psm",
+        order: str | None = None,
         context: Sequence[tuple[str, str]] = (),
         params: SamplingParams | None = None,
         max_prompt_tokens: int | None = None,
@@ -130,7 +136,7 @@ class LocalModel:
             suffix: text after the gap.
             path: the file's path, relative to its repository; the model reads it, and its suffix names the language.
             mode: "line", "block" or "auto"; see `infill.postprocess`.
-            order: "psm", or "spm" (experimental).
+            order: "psm" or "spm"; default what the model was measured to fill best in, else "psm".
             context: path and text of other files, the nearest last.
             params: how to sample; default greedy, at most 128 tokens.
             max_prompt_tokens: bound on the prompt beside the context's.
@@ -156,7 +162,7 @@ class LocalModel:
         *,
         num_candidates: int = 3,
         mode: str = "auto",
-        order: str = "psm",
+        order: str | None = None,
         context: Sequence[tuple[str, str]] = (),
         params: SamplingParams | None = None,
         max_prompt_tokens: int | None = None,
@@ -177,9 +183,12 @@ class LocalModel:
             lambda text: num_parse_errors(prefix + text + suffix, path),
         )
 
-    def _infill_prompt(self, prefix: str, suffix: str, path: str | None, **options: Any) -> Prompt:
+    def _infill_prompt(
+        self, prefix: str, suffix: str, path: str | None, *, order: str | None, **options: Any
+    ) -> Prompt:
         """Build a prompt, and bring what the store knows of it."""
-        prompt = infill_prompt(self.tokenizer, prefix, suffix, path=path, **options)
+        order = order or self.infill_order
+        prompt = infill_prompt(self.tokenizer, prefix, suffix, path=path, order=order, **options)
         if self._prefixes is not None:
             self._prefixes.restore(FILLS, prompt.token_ids)
         return prompt

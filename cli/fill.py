@@ -27,7 +27,7 @@ def fill(
     targets: fill_options.Targets = None,
     path: fill_options.Path = None,
     mode: fill_options.ModeOption = options.Mode.auto,
-    order: fill_options.OrderOption = options.Order.psm,
+    order: fill_options.OrderOption = None,
     candidates: fill_options.Candidates = 1,
     all: fill_options.All = False,
     explain: fill_options.Explain = False,

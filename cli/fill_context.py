@@ -70,7 +70,7 @@ def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: Local
         "prefix": gap.prefix,
         "suffix": gap.suffix,
         "path": given.path or path_for_model(source.name),
-        "order": given.order.value,
+        "order": given.order.value if given.order else model.infill_order,
         "max_prompt_tokens": room,
     }
     file = given.path if source.name == STANDARD_INPUT_NAME else source.name

@@ -20,7 +20,10 @@ Targets = Annotated[
 ]
 Path = Annotated[Optional[str], typer.Option("--path", help="The file's name for the model; default: FILE.")]  # noqa: UP045
 ModeOption = Annotated[Mode, typer.Option("--mode", help="How much to write: the line, the block, or what fits.")]
-OrderOption = Annotated[Order, typer.Option("--order", help="Order of the prompt; spm is experimental.")]
+OrderOption = Annotated[
+    Optional[Order],  # noqa: UP045
+    typer.Option("--order", help="Order of the prompt; default: what suits the model, mostly psm."),
+]
 Untrimmed = Annotated[bool, typer.Option("--untrimmed", help="Print what the model wrote, uncut; with --json both.")]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
@@ -106,7 +109,7 @@ class FillArguments:
     targets: list[str] | None
     path: str | None
     mode: Mode
-    order: Order
+    order: Order | None
     candidates: int
     all: bool
     explain: bool

@@ -21,6 +21,7 @@ from cg_local.errors import CapacityError, ConfigError, ModelFolderError, Prompt
 from cg_local.generation import stream_text
 from cg_local.model import Model
 from cg_local.model_folder import open_model_folder
+from cg_local.models import INFILL_ORDERS
 from cg_local.prompts import chat_prompt, complete_prompt, infill_prompt
 from cg_local.runtime import LocalModel
 
@@ -71,6 +72,16 @@ def test_infill_is_a_beginning_of_the_engines_answer(model: LocalModel, order: s
     assert raw.startswith(result.text)
     assert result.mode == "block"
     assert result.prompt_tokens == len(prompt.token_ids)
+
+
+def test_order_is_the_models_own_unless_one_is_asked_for(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(order: str | None) -> tuple[int, ...]:
+        return model.infill(PREFIX, SUFFIX, order=order, params=LIVELY).token_ids
+
+    assert written("psm") != written("spm")
+    assert written(None) == written("psm")
+    monkeypatch.setitem(INFILL_ORDERS, model.name, "spm")
+    assert written(None) == written("spm")
 
 
 def test_streamed_pieces_are_the_text_of_the_whole(model: LocalModel) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 EMBEDDED = ("nano", "nano-it")
 TRAINED_TOKENS = {"nano": 512, "nano-it": 512}
 """Longest texts they were trained on (`sequence_lengths` of their recipes); they take longer ones, and get worse."""
+INFILL_ORDERS = {"nano": "spm"}
+"""The order of a prompt in which they were measured to fill gaps best: nano passes 7.9 % of HumanEval's single lines in
+SPM and 3.4 % in PSM (its model card). Of the published models only PSM is documented."""
 
 
 def embedded_checkpoint(name: str) -> Path:
