@@ -121,9 +121,11 @@ def quality(log: list[dict[str, Any]], notes: dict[str, Any]) -> str:
     validations = [entry for entry in log if "validation_loss" in entry]
     if validations:
         final = validations[-1]
+        # What is exported: the running average where its loss is the lower one.
+        kind = "average" if final.get("average_loss", math.inf) < final["validation_loss"] else "validation"
         losses = [
             f"{final[name]:.3f} nats per token over {part} (perplexity {math.exp(final[name]):.1f})"
-            for name, part in (("validation_loss", "all tokens"), ("validation_middle_loss", "the middles"))
+            for name, part in ((f"{kind}_loss", "all tokens"), (f"{kind}_middle_loss", "the middles"))
         ]
         text += f"Held-out files after {final['tokens'] / 1e6:.1f} million tokens: {', '.join(losses)}.\n\n"
     text += "".join(f"- {name}: {value}\n" for name, value in notes.get("measured", {}).items())
