@@ -211,7 +211,7 @@ def chat_prompt(
     if len(token_ids) > max_prompt_tokens:
         raise PromptError(
             f"chat: the last question needs {len(token_ids):,} tokens and {max_prompt_tokens:,} are allowed; "
-            "shorten it or allow a longer prompt"
+            "shorten it, leave files out of it, or allow a longer prompt"
         )
     if not first:
         return Prompt(token_ids)

@@ -82,7 +82,8 @@ class Setting:
             raise ValueError
         if isinstance(value, (int, float)) and self.kind != "flag":
             is_above = self.low < value if self.is_low_open else self.low <= value
-            if not (math.isfinite(value) and is_above and value <= self.high):
+            # Not math.isfinite: a whole number of hundreds of digits is too large for it, and for float.
+            if not (value < math.inf and is_above and value <= min(self.high, sys.float_info.max)):
                 raise ValueError
             return float(value) if self.kind == "number" else value
         if self.name == "model" and isinstance(value, str):

@@ -110,6 +110,7 @@ def test_settings_take_what_is_in_range_and_keep_the_rest() -> None:
     for name, text, message in [
         ("temperature", "-1", "temperature is '-1'; it must be a number from 0"),
         ("temperature", "nan", "must be a number"),
+        ("temperature", "1" + "0" * 400, "must be a number"),
         ("top_p", "1.5", "must be a number from 1e-06 to 1"),
         ("top_k", "1.5", "must be a whole number"),
         ("max_tokens", "0", "max_tokens is '0'; it must be a whole number from 1, or none"),

@@ -111,6 +111,7 @@ def test_model_may_begin_with_a_tilde(config: Path, monkeypatch: pytest.MonkeyPa
         ("chat.top_p = 2", ":1: chat.top_p is 2; give a number above 0 and at most 1"),
         ("top_p = 0", ":1: top_p is 0; give a number above 0 and at most 1"),
         ("temperature = nan", ":1: temperature is nan; give a number of at least 0"),
+        (f"temperature = 1{'0' * 400}", ":1: temperature is 1000000000"),
         ("temperature = '0.5'", ":1: temperature is '0.5'; give a number of at least 0"),
         ("temperature = true", ":1: temperature is True; give a number of at least 0"),
         ("max_tokens = 1.5", ":1: max_tokens is 1.5; give a whole number of at least 1"),

@@ -65,7 +65,7 @@ COMMANDS = CommandTable(
         Command("/copy", "[n]", "copy the answer, or a code block", file_commands.copy),
         Command("/write", "FILE [n]", "write a code block to a file", file_commands.write, (), "path"),
         Command("/model", "[NAME]", "go on with another model", model_commands.model, (), "model"),
-        Command("/fill", "FILE:LINE", "fill the gap at a place in a file", file_commands.fill, (), "path"),
+        Command("/fill", "FILE:LINE[:COL]", "fill the gap at a place in a file", file_commands.fill, (), "path"),
         Command("/complete", "TEXT", "continue a text, without chat", model_commands.complete),
     )
 )

@@ -51,6 +51,9 @@ def drop(chat: Chat, argument: str) -> None:
     """Leave attached files out again: the one that is named, or all."""
     kept = [each for each in chat.attachments if argument and argument not in (each.name, each.title)]
     num_dropped = len(chat.attachments) - len(kept)
+    if argument and not num_dropped:
+        chat.screen.error(f"/drop: {argument} is not attached; /read lists what is")
+        return
     chat.attachments[:] = kept
     chat.screen.note(f"{num_dropped} dropped, {len(kept)} attached.")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from cg_local.cli.repl.answering import AnswerView, figures, follow
 from cg_local.cli.repl.chat_state import Chat
 from cg_local.cli.repl.editor import TerminalEditor
-from cg_local.cli.repl.settings import SUMMARIES
+from cg_local.cli.repl.settings import SAMPLING, SUMMARIES
 from cg_local.cli.repl.turn_commands import show_messages, system
 from cg_local.cli.terminal_text import visible_line
 from cg_local.errors import ConfigError
@@ -45,6 +45,9 @@ def set_value(chat: Chat, argument: str) -> None:
         system(chat, value)
         return
     name, fixed = _SYNONYMS.get(name, (name, ""))
+    if not (fixed or value) and name in SAMPLING:
+        chat.screen.note(f"{name} is {chat.settings.as_text(name)}: {SUMMARIES[name]}")
+        return
     chat.settings.set(name, fixed or value)
     apply_settings(chat)
     chat.screen.note(f"{name} is {chat.settings.as_text(name)}")

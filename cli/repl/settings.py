@@ -118,7 +118,8 @@ def _parsed(name: str, text: str) -> float | int | bool | None:
         value = int(text) if kind == "a whole number" else float(text)
     except ValueError:
         value = math.nan
-    if not (low <= value <= high and math.isfinite(value)):
+    # Not math.isfinite: a whole number of hundreds of digits is too large for it.
+    if not (low <= value <= high and value != math.inf):
         if name in ("seed", "max_tokens"):
             raise ConfigError(f"{name} is {text!r}; it must be {kind} from {low:g}, or none")
         return None
