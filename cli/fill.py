@@ -72,7 +72,7 @@ def fill(
       cg-local fill src/parser.py:42:9 --mode line --explain
       cg-local fill src/parser.py:42 --write --diff
       cg-local fill --undo
-      grep -n 'raise NotImplementedError' src/*.py | cg-local fill - --diff
+      grep -Hn '^def .*:$' src/stubs.py | cg-local fill - --diff
       git show HEAD:a.py | cg-local fill -:7 --path a.py
       cg-local fill src/parser.py:42 --context repo --show-prompt
     """

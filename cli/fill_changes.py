@@ -108,9 +108,14 @@ def write_changes(changes: Sequence[Change]) -> dict[int, str]:
         except SourceFileError as error:
             errors.update(dict.fromkeys(change.edits, str(error)))
             continue
-        if sys.stderr.isatty():
-            notice(f"{file}: written; `{PROGRAM} fill --undo` takes it back")
     return errors
+
+
+def tell_written(changes: Sequence[Change], errors: Mapping[int, str]) -> None:
+    """Tell which files were written; `errors` are by the numbers of the answers, and a file is written whole."""
+    for change in changes:
+        if not errors.keys() & change.edits.keys():
+            notice(f"{change.place.target.file}: written; `{PROGRAM} fill --undo` takes it back")
 
 
 def show_diff(text: str) -> None:

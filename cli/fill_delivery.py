@@ -75,7 +75,7 @@ def deliver(
         Exit: with status 1, when anything failed.
     """
     # Not at the top: an answer that is only printed does without what compares and writes files.
-    from cg_local.cli.fill_changes import changes_of, report_error, show_diff, write_changes
+    from cg_local.cli.fill_changes import changes_of, report_error, show_diff, tell_written, write_changes
 
     errors = {number: place.error for number, place in enumerate(places.items) if isinstance(place, BadPlace)}
     errors |= {number: answer for number, answer in answers.items() if isinstance(answer, str)}
@@ -87,6 +87,9 @@ def deliver(
     errors |= clashing
     if is_write:
         errors |= write_changes(changes)
+        # A pipe hears of it only where it would otherwise hear of the failures alone.
+        if sys.stderr.isatty() or (errors and not as_json):
+            tell_written(changes, errors)
     change_of = {number: change for change in changes for number in change.edits}
     for number, place in enumerate(places.items):
         if number in filled and filled[number].notice is not None and not places.is_single:

@@ -129,7 +129,7 @@ def _listed() -> list[str]:
     texts, num_others = places_in(lines)
     if not texts:
         raise SourceFileError(
-            f"standard input: no line of {len(lines)} names a place in a file; give FILE:LINE, as `grep -n` prints it"
+            f"standard input: no line of {len(lines)} names a place in a file; give FILE:LINE, as `grep -Hn` prints it"
         )
     if num_others and sys.stderr.isatty():
         notice(f"standard input: {num_others} lines name no place in a file and are passed over")

@@ -115,6 +115,14 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
     ]
 
 
+def test_what_was_written_is_told_beside_what_failed(home: Path, folder: Path) -> None:
+    done = command_line.run("fill", "b.py:2", "b.py:99", "--write", "--model", str(folder), *LIVELY, home=home)
+    assert (done.returncode, done.stdout) == (1, b"")
+    told, failed = done.stderr.decode().splitlines()
+    assert told.endswith("b.py: written; `cg-local fill --undo` takes it back")
+    assert "line 99 is out of range" in failed
+
+
 def test_list_on_standard_input_is_filled(home: Path, folder: Path, model: LocalModel) -> None:
     listed = b"b.py:2:# here\nBinary file x.o matches\n\na.py:2:10: error: y\n"
     done = command_line.run("fill", "-", "--model", str(folder), *LIVELY, home=home, stdin=listed)

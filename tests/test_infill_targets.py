@@ -65,6 +65,14 @@ def test_number_that_begins_the_line_found_is_no_column(tmp_path: Path, monkeypa
     assert parse_place("a.yml:3:2: wrong") == Target("a.yml", 3, 2)
 
 
+@pytest.mark.parametrize("text", ["a.py:1:2-1:3", "a.py:1:2-8", "a.py:1:2abc", "none.py:1:5x"])
+def test_column_with_something_behind_it_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").write_text("pass\n")
+    with pytest.raises(ValueError, match="names no line"):
+        parse_place(text)
+
+
 @pytest.mark.parametrize("text", ["", "a.py", "a.py:", "error: 3 of 4", ":3", "make: *** [all] Error 1"])
 def test_text_without_a_place_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="names no line: write FILE:LINE"):

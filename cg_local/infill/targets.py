@@ -24,6 +24,10 @@ _REPORT = re.compile(
 _PARENTHESES = re.compile(
     r"\s*(?P<file>.+?)\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9}))?(?P<last>)\)(?P<rest>\s*:.*)", re.DOTALL
 )
+_ODD_COLUMN = -1
+"""In place of a column with something behind it that no program prints."""
+
+_DIGIT = re.compile(r":[0-9]")
 _BARE = re.compile(r"\S+:[0-9]{1,9}(?:[:-][0-9]{1,9})?:?")
 # The colours of `grep --color=always` and of compilers, and their links: OSC 8.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
@@ -49,8 +53,12 @@ def parse_place(text: str, is_file: Callable[[str], bool] | None = None) -> Targ
     except ValueError:
         if located is None:
             raise
-        return located
-    return exact if located is None or exists(exact.file) else located
+    else:
+        if located is None or exists(exact.file):
+            return exact
+    if located.column == _ODD_COLUMN:
+        raise ValueError(f"{text!r} names no line: write FILE:LINE, FILE:LINE:COL or FILE:FIRST-LAST")
+    return located
 
 
 def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None) -> tuple[list[str], int]:
@@ -87,7 +95,9 @@ def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
         column = int(match["column"]) if match["column"] else None
         if match["last"]:
             continue  # nobody prints a range; a typed one is `parse_target`'s
-        if column is not None and rest and _is_text_of(match["file"], line, f"{match['column']}{rest}"):
+        if column is None and _DIGIT.match(rest) and not _is_text_of(match["file"], line, rest[1:]):
+            column = _ODD_COLUMN
+        elif column is not None and rest and _is_text_of(match["file"], line, f"{match['column']}{rest}"):
             column = None  # `grep -n` found a line that begins with a number
         return Target(match["file"], line, column)
     return None
