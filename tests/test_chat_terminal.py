@@ -251,6 +251,15 @@ def test_commands_on_turns(chat: Terminal, request: pytest.FixtureRequest) -> No
     assert_screen(chat, "turns", request)
 
 
+def test_new_conversation_tells_that_the_system_text_stays(chat: Terminal) -> None:
+    chat.ask("/system Be brief.")
+    chat.ask("/new")
+    assert "The system text stays; /system none removes it." in " ".join(chat.screen())
+    chat.ask("/system none")
+    chat.ask("/new")
+    assert "The system text stays" not in " ".join(chat.screen()[-4:])
+
+
 def test_edit_that_is_given_up_keeps_the_turn(chat: Terminal) -> None:
     chat.ask("say one")
     for _ in range(2):

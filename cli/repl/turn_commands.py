@@ -36,7 +36,9 @@ def clear(chat: Chat, argument: str) -> None:
     chat.last, chat.omitted_turns, chat.extra_blocks = None, 0, None
     if chat.recorder is not None:
         chat.recorder.begin()
-    chat.screen.note("A new conversation." + (" The old one is saved: /list" if is_begun and chat.recorder else ""))
+    saved = " The old one is saved: /list" if is_begun and chat.recorder else ""
+    kept = " The system text stays; /system none removes it." if chat.conversation.system else ""
+    chat.screen.note(f"A new conversation.{saved}{kept}")
 
 
 def regenerate(chat: Chat, argument: str) -> None:
