@@ -54,11 +54,13 @@ class Backend(Protocol):
         tokenizer: of the model.
         max_context: tokens of prompt and answer together.
         batch_size: requests that are computed at once; what is done is written down after as many.
+        infill_order: of the prompts of gaps.
     """
 
     tokenizer: Tokenizer
     max_context: int
     batch_size: int
+    infill_order: str
 
     def answer(self, requests: Sequence[Request], params: SamplingParams) -> list[Answer]:
         """Answer up to `batch_size` requests."""
@@ -77,6 +79,7 @@ class EngineBackend:
     def __init__(self, model: LocalModel) -> None:
         self._model = model
         self.tokenizer, self.max_context, self.batch_size = model.tokenizer, model.max_context, 1
+        self.infill_order = model.infill_order
 
     def answer(self, requests: Sequence[Request], params: SamplingParams) -> list[Answer]:
         """See `Backend`."""
@@ -113,22 +116,23 @@ def params_of(request: Request, params: SamplingParams) -> SamplingParams:
     return params if params.seed is None else replace(params, seed=(params.seed + request.line) % 2**64)
 
 
-def request_prompt(tokenizer: Tokenizer, request: Request, max_context: int, max_tokens: int) -> Prompt:
+def request_prompt(backend: Backend, request: Request, max_tokens: int) -> Prompt:
     """Build the prompt of a request as `runtime.LocalModel` does, with room for an answer.
 
     Raises:
         PromptError, CapacityError: there is no room for a prompt.
     """
     assert request.prefix is not None
-    room = max_context - max_tokens
+    room = backend.max_context - max_tokens
     if room < 1:
         raise CapacityError(
-            f"line {request.line}: an answer of {max_tokens:,} tokens leaves no room in a context of {max_context:,}; "
-            "ask for fewer tokens"
+            f"line {request.line}: an answer of {max_tokens:,} tokens leaves no room in a context of "
+            f"{backend.max_context:,}; ask for fewer tokens"
         )
     if request.suffix is None:
-        return complete_prompt(tokenizer, request.prefix, max_prompt_tokens=room)
-    return infill_prompt(tokenizer, request.prefix, request.suffix, path=request.path, max_prompt_tokens=room)
+        return complete_prompt(backend.tokenizer, request.prefix, max_prompt_tokens=room)
+    texts, order = (request.prefix, request.suffix), backend.infill_order
+    return infill_prompt(backend.tokenizer, *texts, path=request.path, order=order, max_prompt_tokens=room)
 
 
 def answer_all(
@@ -206,7 +210,7 @@ def _windows(backend: Backend, request: Request) -> list[_Window]:
     if request.text is None:
         expected = tokenizer.encode(str(request.expected).replace("\r\n", "\n"))
         # One token of room at least, so that an empty answer is judged like any other.
-        prompt = request_prompt(tokenizer, request, backend.max_context, max(1, len(expected)))
+        prompt = request_prompt(backend, request, max(1, len(expected)))
         return [_Window([*prompt.token_ids, *expected], len(expected))]
     ids = tokenizer.encode(request.text)
     parts = [ids[start : start + room] for start in range(0, len(ids), room)]

@@ -30,7 +30,7 @@ from cg_local.memory import available_bytes, check_memory, memory_need
 from cg_local.model import Model
 from cg_local.model_folder import ModelFolder
 from cg_local.model_store import Progress, find_model, refuse_scheme
-from cg_local.models import INFILL_ORDERS
+from cg_local.models import infill_order
 from cg_local.opened_model import open_model
 from cg_local.prompts import Prompt, chat_prompt, complete_prompt, infill_prompt
 from cg_local.sequence import Sequence as Running
@@ -84,7 +84,7 @@ class LocalModel:
     @property
     def infill_order(self) -> str:
         """The order of the parts of a fill-in-the-middle prompt where none is asked for."""
-        return INFILL_ORDERS.get(self.name, "psm")
+        return infill_order(self.name)
 
     @overload
     def infill(

@@ -119,6 +119,7 @@ class Computer:
         require_jax()
         from cg_local.jax_backend.backend import JaxBackend, compile_model, open_model
         from cg_local.jax_backend.mesh import MeshShape, join_processes
+        from cg_local.models import infill_order
 
         mesh = MeshShape.parse(self.mesh or "1x1")
         join_processes(*self.processes)
@@ -130,7 +131,8 @@ class Computer:
             model = compile_model(opened, mesh=mesh, dtype=dtype, vocab_size=tokenizer.vocab_size)
         for text in tokenizer.notices:
             notice(text)
-        return JaxBackend(model, tokenizer, self.batch_size or DEFAULT_BATCH_SIZE, max_context)
+        batch_size = self.batch_size or DEFAULT_BATCH_SIZE
+        return JaxBackend(model, tokenizer, batch_size, max_context, infill_order(opened.name))
 
 
 def require_jax() -> None:

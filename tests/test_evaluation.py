@@ -15,6 +15,7 @@ from toy_tokenizer import write_toy_tokenizer
 from cg_local.config import SamplingParams
 from cg_local.errors import CapacityError
 from cg_local.evaluation import Answer, Doubles, answer_all, evaluate_all, params_of, request_prompt, summary
+from cg_local.prompts import infill_prompt
 from cg_local.request_file import Request
 from cg_local.tokenizer import Tokenizer
 
@@ -30,8 +31,9 @@ def toy_tokenizer() -> Tokenizer:
 class CountingBackend:
     """Answers " yes " to everything; the loss of a token is its position."""
 
-    def __init__(self, batch_size: int = 2, max_context: int = 64) -> None:
+    def __init__(self, batch_size: int = 2, max_context: int = 64, infill_order: str = "psm") -> None:
         self.tokenizer, self.max_context, self.batch_size = toy_tokenizer(), max_context, batch_size
+        self.infill_order = infill_order
         self.sequences: list[list[int]] = []
         self.batches: list[int] = []
 
@@ -61,7 +63,7 @@ def test_expected_answer_is_scored_behind_its_prompt_and_compared_but_for_white_
     requests = [Request(1, prefix="is it", expected="yes\n"), Request(2, prefix="is it", expected="no")]
     first, second = next(iter(evaluate_all(backend, requests, PARAMS)))
     assert (first["is_match"], second["is_match"]) == (True, False)
-    prompt = request_prompt(backend.tokenizer, requests[0], 64, 8).token_ids
+    prompt = request_prompt(backend, requests[0], 8).token_ids
     tail = backend.tokenizer.encode("yes\n")
     assert backend.sequences[0] == [*prompt, *tail]
     assert first["num_scored"] == len(tail)
@@ -105,6 +107,14 @@ def test_seed_of_a_request_depends_on_its_line_alone() -> None:
     assert params_of(Request(1), PARAMS) is PARAMS
 
 
+@pytest.mark.parametrize("order", ["psm", "spm"])
+def test_gap_is_scored_in_the_order_in_which_it_is_asked(order: str) -> None:
+    backend = CountingBackend(infill_order=order)
+    next(iter(evaluate_all(backend, [Request(1, prefix="a = ", suffix="b", expected="1")], PARAMS)))
+    prompt = infill_prompt(backend.tokenizer, "a = ", "b", order=order, max_prompt_tokens=60)
+    assert backend.sequences == [[*prompt.token_ids, *backend.tokenizer.encode("1")]]
+
+
 def test_answer_longer_than_the_context_is_refused_with_its_line() -> None:
     with pytest.raises(CapacityError, match="line 7: an answer of 64 tokens leaves no room in a context of 64"):
-        request_prompt(toy_tokenizer(), Request(7, prefix="a"), 64, 64)
+        request_prompt(CountingBackend(), Request(7, prefix="a"), 64)

@@ -15,6 +15,7 @@ from cg_local.evaluation import EngineBackend
 from cg_local.jax_backend.backend import JaxBackend
 from cg_local.jax_backend.generate import Generator
 from cg_local.jax_backend.model import CompiledModel
+from cg_local.models import INFILL_ORDERS
 from cg_local.request_file import Request
 from cg_local.tokenizer import Tokenizer
 
@@ -89,15 +90,19 @@ def test_row_that_ended_is_not_asked_again(model: CompiledModel) -> None:
     assert seen == [0, 1, 1, 1]
 
 
-def test_answers_and_losses_of_texts_are_the_engines(folder: Path, model: CompiledModel) -> None:
+@pytest.mark.parametrize("order", ["psm", "spm"])
+def test_answers_and_losses_of_texts_are_the_engines(
+    folder: Path, model: CompiledModel, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests = [
         Request(1, prefix="def add(a, b):\n    return "),
         Request(2, prefix="x = 1\nif x:\n    ", suffix="\nprint(x)\n", path="a.py"),
         Request(3, prefix="import os\n"),
     ]
     loaded = cg_local.load(folder, kv_dtype="float32")
+    monkeypatch.setitem(INFILL_ORDERS, loaded.name, order)
     engine = EngineBackend(loaded)
-    in_jax = JaxBackend(model, Tokenizer.from_file(folder / "tokenizer.model"), 2)
+    in_jax = JaxBackend(model, Tokenizer.from_file(folder / "tokenizer.model"), 2, infill_order=engine.infill_order)
     params = SamplingParams(max_tokens=20, temperature=1.5, seed=9)
     for chosen in (SamplingParams(max_tokens=20), params):
         expected = engine.answer(requests, chosen)

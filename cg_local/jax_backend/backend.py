@@ -150,20 +150,27 @@ class JaxBackend:
         tokenizer: of the model.
         batch_size: requests at once; rounded up so that the mesh's groups share them evenly.
         max_context: tokens of prompt and answer together; None: as the model was trained.
+        infill_order: of the prompts of gaps.
     """
 
     def __init__(
-        self, model: CompiledModel, tokenizer: Tokenizer, batch_size: int, max_context: int | None = None
+        self,
+        model: CompiledModel,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        max_context: int | None = None,
+        infill_order: str = "psm",
     ) -> None:
         groups = model.network.shardings.data
         self.tokenizer, self.batch_size = tokenizer, -(-batch_size // groups) * groups
         trained = model.network.config.max_position_embeddings
         self.max_context = min(max_context or trained, trained)
+        self.infill_order = infill_order
         self._generator = Generator(model, self.batch_size)
 
     def answer(self, requests: Sequence[Request], params: SamplingParams) -> list[Answer]:
         """See `evaluation.Backend`."""
-        prompts = [request_prompt(self.tokenizer, each, self.max_context, params.max_tokens) for each in requests]
+        prompts = [request_prompt(self, each, params.max_tokens) for each in requests]
         rows = [RowText(self.tokenizer, _trimmer(request), params.max_tokens) for request in requests]
         self._generator.run(
             [prompt.token_ids for prompt in prompts],

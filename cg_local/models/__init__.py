@@ -16,6 +16,11 @@ INFILL_ORDERS = {"nano": "spm"}
 SPM and 3.4 % in PSM (its model card). Of the published models only PSM is documented."""
 
 
+def infill_order(name: str) -> str:
+    """Return the order in which a model is asked to fill a gap where nobody says how: "psm" or "spm"."""
+    return INFILL_ORDERS.get(name, "psm")
+
+
 def embedded_checkpoint(name: str) -> Path:
     """Return the folder of an embedded checkpoint; `name` is one of EMBEDDED."""
     return Path(__file__).parent / name
