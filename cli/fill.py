@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cg_local.cli import fill_options, options
 from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, choose, refuse_unsure, show
 from cg_local.cli.fill_context import fill_prompt, remember_speed, show_prompt
-from cg_local.cli.fill_delivery import MAX_TOGETHER, compute_together, deliver
-from cg_local.cli.fill_places import Place, Places, read_places, without_refused
+from cg_local.cli.fill_delivery import MAX_TOGETHER, Document, compute_together, deliver
+from cg_local.cli.fill_places import Place, read_places, without_refused
 from cg_local.cli.render import end_answer, print_json, speculation_counts, timings
 from cg_local.cli.session import keep_fill, kv_store, load_model
 from cg_local.errors import CapacityError
-
-# As `candidates.SPARE_TOKENS`, whose file would bring NumPy with it.
-_SPARE_TOKENS = 32
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Infill
     from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
+
+    Output = Callable[[dict[int, Infill | str], Document | None], None]
 
 
 def fill(
@@ -97,15 +97,14 @@ def _fill(given: FillArguments) -> None:
         return
     loaded, limit = _loaded(given, len(places.good))
     if places.is_single:
-        _fill_one(given, loaded, places)
+        _fill_one(given, loaded, places.good[0], output)
         return
     answers = compute_together(places, partial(_start, given, loaded), limit)
     output(answers, lambda place, result: _document(given, loaded, place, FillAnswers([result], result)))
 
 
-def _fill_one(given: FillArguments, loaded: LocalModel, places: Places) -> None:
-    place = places.good[0]
-    prompt = fill_prompt(given, place.gap, place.source, loaded)
+def _fill_one(given: FillArguments, loaded: LocalModel, place: Place, output: Output) -> None:
+    prompt = fill_prompt(given, place, loaded)
     if given.show_prompt:
         show_prompt(prompt, loaded, as_json=given.json)
         return
@@ -115,14 +114,7 @@ def _fill_one(given: FillArguments, loaded: LocalModel, places: Places) -> None:
     if given.diff or given.write:
         chosen = choose(answers, place.gap, given, place.source)
         if chosen is not None:
-            deliver(
-                places,
-                {0: chosen},
-                lambda place, _: _document(given, loaded, place, answers),
-                as_json=given.json,
-                is_diff=given.diff,
-                is_write=given.write,
-            )
+            output({0: chosen}, lambda place, _: _document(given, loaded, place, answers))
     elif given.json:
         print_json(_document(given, loaded, place, answers))
     else:
@@ -134,15 +126,17 @@ def _fill_one(given: FillArguments, loaded: LocalModel, places: Places) -> None:
 def _start(given: FillArguments, loaded: LocalModel, place: Place) -> AnswerStream[Infill]:
     from cg_local.config import SamplingParams
 
-    arguments = fill_prompt(given, place.gap, place.source, loaded).arguments
+    arguments = fill_prompt(given, place, loaded).arguments
     return loaded.infill(**arguments, mode=given.mode.value, params=SamplingParams(**given.sampling), stream=True)
 
 
 def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:
     """Load the model with room for a batch, or, where memory does not hold that, for one answer after the other."""
+    from cg_local.candidates import SPARE_TOKENS
+
     context, limit = given.prompt_tokens(given.model) + given.max_tokens, max(1, min(num_places, MAX_TOGETHER))
     # Room for candidates that share the prompt: their answers, and pages that they share or fill in part.
-    spare = (given.candidates - 1) * (given.max_tokens + _SPARE_TOKENS)
+    spare = (given.candidates - 1) * (given.max_tokens + SPARE_TOKENS)
     arguments = given.model, given.scheme, context, given.threads, given.kv_dtype, given.speculation, spare
     try:
         loaded = load_model(*arguments, num_sequences=limit)

@@ -102,12 +102,10 @@ def write_changes(changes: Sequence[Change]) -> dict[int, str]:
     """
     journal, errors = _journal(), {}
     for change in changes:
-        file = change.place.target.file
         try:
-            journal.write(Path(file), change.place.source.data, list(change.edits.values()))
+            journal.write(Path(change.place.target.file), change.place.source.data, list(change.edits.values()))
         except SourceFileError as error:
             errors.update(dict.fromkeys(change.edits, str(error)))
-            continue
     return errors
 
 

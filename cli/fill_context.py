@@ -19,7 +19,7 @@ from cg_local.infill.cursor import STANDARD_INPUT_NAME
 if TYPE_CHECKING:
     from cg_local.answers import Completion
     from cg_local.cli.fill_options import FillArguments
-    from cg_local.infill.cursor import Gap, SourceText
+    from cg_local.cli.fill_places import Place
     from cg_local.prompts import Prompt
     from cg_local.repository.context import ContextFile
     from cg_local.runtime import LocalModel
@@ -51,13 +51,12 @@ class FillPrompt:
         return infill_prompt(model.tokenizer, **self.arguments)
 
 
-def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: LocalModel) -> FillPrompt:
+def fill_prompt(given: FillArguments, place: Place, model: LocalModel) -> FillPrompt:
     """Gather what the model is asked with.
 
     Args:
         given: the options.
-        gap: the text around the gap.
-        source: the file; its whole text decides the context.
+        place: the gap; the whole text of its file decides the context.
         model: the loaded model.
     """
     from cg_local import prompt_budget as budgets
@@ -67,12 +66,13 @@ def fill_prompt(given: FillArguments, gap: Gap, source: SourceText, model: Local
         speed = budgets.PrefillSpeeds.of_user().find(speed_key(model, given.threads))
         room = min(room, budgets.tokens_in(seconds_of(given.max_wait), speed))
     arguments: dict[str, Any] = {
-        "prefix": gap.prefix,
-        "suffix": gap.suffix,
-        "path": given.path or path_for_model(source.name),
+        "prefix": place.gap.prefix,
+        "suffix": place.gap.suffix,
+        "path": place.path,
         "order": given.order.value if given.order else model.infill_order,
         "max_prompt_tokens": room,
     }
+    source = place.source
     file = given.path if source.name == STANDARD_INPUT_NAME else source.name
     if given.context.value == "file" or file is None:
         return FillPrompt(arguments)
@@ -113,17 +113,6 @@ def remember_speed(given: FillArguments, model: LocalModel, answer: Completion) 
     num_computed = answer.prompt_tokens - answer.cached_tokens
     if answer.stop_reason != "interrupted":
         PrefillSpeeds.of_user().remember(speed_key(model, given.threads), num_computed, answer.prefill_seconds)
-
-
-def path_for_model(file: str) -> str | None:
-    """The path as the model knows paths: relative, with slashes; of a file elsewhere only the name."""
-    if file == STANDARD_INPUT_NAME:
-        return None
-    path = Path(file)
-    try:
-        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
-    except (ValueError, OSError):
-        return path.name
 
 
 def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:

@@ -145,10 +145,10 @@ def _parsed(text: str) -> Target:
 
 def _place(target: Target, path: str | None, read: functools._lru_cache_wrapper[SourceText]) -> Place:
     source = read(target.file)
-    return Place(target, source, locate(source, target), path or _path_for_model(target.file))
+    return Place(target, source, locate(source, target), path or path_for_model(target.file))
 
 
-def _path_for_model(file: str) -> str | None:
+def path_for_model(file: str) -> str | None:
     """The path as the model knows paths: relative, with slashes; of a file elsewhere only the name."""
     if file == STANDARD_INPUT:
         return None

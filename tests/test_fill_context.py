@@ -14,7 +14,7 @@ import pytest
 from command_line import Inside
 
 from cg_local import prompt_budget
-from cg_local.cli import fill_context
+from cg_local.cli import fill_places
 from cg_local.cli.fill_options import seconds_of
 from cg_local.engine import Engine
 from cg_local.tokenizer import Tokenizer
@@ -174,4 +174,4 @@ def test_what_is_no_time_is_wrong_usage(text: str, home: Path, inside: Inside) -
 
 
 def test_path_outside_of_the_working_folder_is_its_name(tmp_path: Path) -> None:
-    assert fill_context.path_for_model(str(tmp_path / "a.py")) == "a.py"
+    assert fill_places.path_for_model(str(tmp_path / "a.py")) == "a.py"
