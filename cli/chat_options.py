@@ -5,13 +5,12 @@ This file owns their names, bounds and help. Invariant: ChatArguments has a memb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from cg_local.cli.options import KvDtype, Scheme
+from cg_local.cli.options import ModelArguments
 from cg_local.cli.request import Request
 
 CONTEXT_TOKENS = 8192
@@ -67,7 +66,7 @@ Verbose = Annotated[bool, typer.Option("--verbose/--quiet", help="Show what each
 
 
 @dataclass(frozen=True)
-class ChatArguments:
+class ChatArguments(ModelArguments):
     """The parameters of the command, as its help describes them."""
 
     question: list[str] | None
@@ -80,25 +79,13 @@ class ChatArguments:
     template: str | None
     var: list[str] | None
     extract: bool
-    json: bool
     truncate: bool
     force: bool
     vi: bool
     markdown: bool
     verbose: bool
-    kv_cache_size: str
-    scheme: Scheme | None
     max_tokens: int | None
     context_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
-    threads: int | None
-    kv_dtype: KvDtype | None
-    speculation: bool
 
     @property
     def request(self) -> Request:
@@ -115,9 +102,3 @@ class ChatArguments:
             force=self.force,
             markdown=self.markdown,
         )
-
-    @property
-    def sampling(self) -> Mapping[str, Any]:
-        """How tokens are chosen, by the names of SamplingParams and of the chat's settings."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-        return {name: getattr(self, name) for name in names}

@@ -127,7 +127,8 @@ def _start(given: FillArguments, loaded: LocalModel, place: Place) -> AnswerStre
     from cg_local.config import SamplingParams
 
     arguments = fill_prompt(given, place, loaded).arguments
-    return loaded.infill(**arguments, mode=given.mode.value, params=SamplingParams(**given.sampling), stream=True)
+    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling)
+    return loaded.infill(**arguments, mode=given.mode.value, params=params, stream=True)
 
 
 def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:

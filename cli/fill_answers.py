@@ -54,7 +54,8 @@ def ask(model: LocalModel, prompt: FillPrompt, given: FillArguments, source: Sou
     from cg_local.cli.explain import NUM_ALTERNATIVES
     from cg_local.config import SamplingParams
 
-    params = SamplingParams(**given.sampling, top_logprobs=NUM_ALTERNATIVES + 1 if given.explain else 0)
+    num_shown = NUM_ALTERNATIVES + 1 if given.explain else 0
+    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling, top_logprobs=num_shown)
     how: dict[str, Any] = prompt.arguments | {"mode": given.mode.value, "params": params}
     if given.candidates == 1:
         stream = model.infill(**how, stream=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from cg_local.cli.options import KvDtype, Mode, Order, Scheme
+from cg_local.cli.options import Mode, ModelArguments, Order
 
 Targets = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -103,7 +102,7 @@ Undo = Annotated[
 
 
 @dataclass(frozen=True)
-class FillArguments:
+class FillArguments(ModelArguments):
     """The parameters of the command, as its help describes them."""
 
     targets: list[str] | None
@@ -115,20 +114,9 @@ class FillArguments:
     explain: bool
     min_prob: float
     model: str
-    scheme: Scheme | None
     max_tokens: int
     context_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
-    threads: int | None
-    kv_dtype: KvDtype | None
-    speculation: bool
     cache: bool
-    kv_cache_size: str
     context: Context
     max_wait: str | None
     show_prompt: bool
@@ -136,7 +124,6 @@ class FillArguments:
     diff: bool
     write: bool
     undo: bool
-    json: bool
 
     @property
     def is_held_back(self) -> bool:
@@ -160,9 +147,3 @@ class FillArguments:
         from cg_local.prompt_budget import default_prompt_tokens
 
         return self.context_tokens or default_prompt_tokens(model)
-
-    @property
-    def sampling(self) -> Mapping[str, Any]:
-        """How tokens are chosen, by the names of SamplingParams."""
-        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-        return {name: getattr(self, name) for name in names}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -131,3 +133,27 @@ KvCacheSize = Annotated[
         help="Disk space that lets conversations and fills go on quickly in a new process; 0: none.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The parameters that `fill` and `chat` share: which weights, how they run, how tokens are chosen."""
+
+    scheme: Scheme | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    threads: int | None
+    kv_dtype: KvDtype | None
+    speculation: bool
+    kv_cache_size: str
+    json: bool
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How tokens are chosen, by the names of SamplingParams and of the chat's settings."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        return {name: getattr(self, name) for name in names}
