@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ HOME_VARIABLES = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that records the screens of the chat anew."""
     parser.addoption("--record-screens", action="store_true", help="write tests/screens anew, instead of comparing")
+
+
+def pytest_configure() -> None:
+    """Let interrupts arrive: what a shell runs in the background inherits that SIGINT is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 FolderMaker = Callable[[str, str], Path]
