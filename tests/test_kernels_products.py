@@ -31,7 +31,8 @@ def garbage(num_blocks: int, columns: int, tokens: int) -> Blocks:
 @pytest.mark.parametrize("num_tokens", [1, 5])
 def test_matrices_of_several_formats_give_each_their_own_product(num_tokens: int, num_workers: int) -> None:
     random = np.random.default_rng(num_tokens)
-    matrices = [random_matrix(f, random, (rows, 512)) for f, rows in (("c4g32", 80), ("i8g64", 24), ("i6g32", 33))]
+    rows = {"c4g32": 80, "i8g64": 24, "c3g32": 40, "i6g32": 33, "c4g16": 16}
+    matrices = [random_matrix(format, random, (count, 512)) for format, count in rows.items()]
     x = random_codes(random, num_tokens, 512)
     tokens = 1 if num_tokens == 1 else T
     blocks = x.in_blocks(tokens)
