@@ -62,9 +62,12 @@ def test_added_product_is_the_sum_and_touches_nothing_else(format: str, num_toke
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 6, 9])
-def test_gated_products_equal_gate_and_quantization_one_after_the_other(num_tokens: int, num_workers: int) -> None:
+@pytest.mark.parametrize("formats", [("c4g32", "c4g32"), ("c4g16", "c3g32")], ids="-".join)
+def test_gated_products_equal_gate_and_quantization_one_after_the_other(
+    formats: tuple[str, str], num_tokens: int, num_workers: int
+) -> None:
     random = np.random.default_rng(num_tokens)
-    gate, up = (random_matrix("c4g32", random, (96, 256)) for _ in range(2))
+    gate, up = (random_matrix(format, random, (96, 256)) for format in formats)
     x = random_codes(random, num_tokens, 256)
     x = Codes(x.codes, x.scales * 1e-4)
     tokens = 1 if num_tokens == 1 else T

@@ -25,7 +25,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from cg_local.kernels.instruction_set import InstructionSet, PairProducts, UnsignedValues
-from cg_local.kernels.llvm_vectors import F32, I8, I32, I64, splat, splat_constant, vector
+from cg_local.kernels.llvm_vectors import F32, I8, I32, I64, call_shared, splat, splat_constant, vector
 from cg_local.kernels.matmul import PREFETCH_BYTES, TileBuilder
 from cg_local.packing import CODE_BITS, CODEBOOK_OFFSET, GROUP, SCALE_GROUPS, SUPER_GROUP, TILE_ROWS
 
@@ -90,15 +90,23 @@ class CodebookTile:
         first = emit.times(index, emit.block_tokens)
         corrections = b.add(self.x_corrections, emit.times(first, 4 * _LINES))
         if self.isa.folds_scales:
-            dots = [b.sitofp(dot, emit.floats) for dot in self._folded_dots(index, codes, corrections, address, values)]
-        else:
+            dots = self._folded_dots(index, codes, corrections, address, values)
+        elif self.num_scales > 1:
             dots = self._scaled_dots(index, codes, first, corrections, address, values)
+        else:
+            # One sub-scale is cheaper multiplied with the activations', which does not wait for the sum.
+            dots = self._starts(first, corrections, range(_LINES))
+            for line in range(_LINES):
+                dots = self._line(line, codes, dots, address, values)
+            scales = [b.sitofp(scale, emit.floats) for scale in self._sub_scales(index, 0)]
+            return emit.accumulate(sums, dots, scales, self.x_scales, first)
         results = []
         for token in range(emit.num_tokens):
             offset = emit.times(b.add(first, ir.Constant(I64, token)), 4)
             factor = splat(b, emit.load(self.x_scales, offset, F32, 4), emit.rows)
             for at in range(token * emit.parts, (token + 1) * emit.parts):
-                results.append(emit.fma(dots[at], factor, sums[at]))
+                dot = b.sitofp(dots[at], emit.floats) if self.isa.folds_scales else dots[at]
+                results.append(emit.fma(dot, factor, sums[at]))
         return results
 
     def _sub_scales(self, index: ir.Value, nth: int) -> list[ir.Value]:
@@ -318,13 +326,18 @@ def make_codebook_tile(
     instruction_set: InstructionSet, format: CodebookFormat, num_tokens: int, block_tokens: int
 ) -> Any:
     """Return the intrinsic of `emit_codebook_tile`; num_tokens and block_tokens as in `TileBuilder`."""
+    kind = f"{format.bits}.{format.num_scales}.{num_tokens}.{block_tokens}"
+    name = f"cg_local.codebook_tile.{instruction_set.name}.{kind}"
+
+    def emit(builder: ir.IRBuilder, arguments: list[ir.Value]) -> None:
+        emit_codebook_tile(builder, instruction_set, format, num_tokens, block_tokens, arguments)
 
     @intrinsic
     def tile(
         typing_context, codes, scales, supers, codebook, x_codes, x_scales, x_sums, x_corrections, out, groups, stride
     ):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_codebook_tile(builder, instruction_set, format, num_tokens, block_tokens, arguments)
+            call_shared(builder, name, arguments, emit)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 11), generate
@@ -334,11 +347,15 @@ def make_codebook_tile(
 
 def make_unpack(instruction_set: InstructionSet, bits: int) -> Any:
     """Return the intrinsic of `emit_unpack`."""
+    name = f"cg_local.codebook_unpack.{instruction_set.name}.{bits}"
+
+    def emit(builder: ir.IRBuilder, arguments: list[ir.Value]) -> None:
+        emit_unpack(builder, instruction_set, bits, arguments)
 
     @intrinsic
     def unpack(typing_context, codes, codebook, panel, groups):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_unpack(builder, instruction_set, bits, arguments)
+            call_shared(builder, name, arguments, emit)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 4), generate
@@ -348,6 +365,10 @@ def make_unpack(instruction_set: InstructionSet, bits: int) -> Any:
 
 def make_panel_tile(instruction_set: InstructionSet, num_scales: int, num_tokens: int) -> Any:
     """Return the intrinsic of `emit_panel_tile`."""
+    name = f"cg_local.codebook_panel.{instruction_set.name}.{num_scales}.{num_tokens}"
+
+    def emit(builder: ir.IRBuilder, arguments: list[ir.Value]) -> None:
+        emit_panel_tile(builder, instruction_set, num_scales, num_tokens, arguments)
 
     @intrinsic
     def tile(
@@ -367,7 +388,7 @@ def make_panel_tile(instruction_set: InstructionSet, num_scales: int, num_tokens
         stride,
     ):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-            emit_panel_tile(builder, instruction_set, num_scales, num_tokens, arguments)
+            call_shared(builder, name, arguments, emit)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 13), generate
