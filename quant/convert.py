@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cg_local.checkpoint import Checkpoint, open_checkpoint
 from cg_local.errors import QuantizeError
 from cg_local.model_folder_writer import ModelFolderWriter
-from cg_local.packing import GROUP, TILE_ROWS, pack_codebook
+from cg_local.packing import CODEBOOK_SIZES, GROUP, TILE_ROWS, pack_codebook
 from cg_local.quant.encode import EncodedRows, encode_rows, learn_codebook
 from cg_local.quant.report import QuantizationReport, TensorReport, quality_document, quality_draft
 from cg_local.quant.schemes import QuantizationPlan, TensorPlan, plan_checkpoint
@@ -110,9 +110,9 @@ class _Conversion:
         return tuple(reports)
 
     def _learn(self, tensor: TensorPlan) -> Future[NDArray[np.int64]] | None:
-        if tensor.format != "c4g32":
+        if tensor.format not in CODEBOOK_SIZES:
             return None
-        return self._pool.submit(lambda: learn_codebook(self._sample(tensor)))
+        return self._pool.submit(lambda: learn_codebook(self._sample(tensor), tensor.format))
 
     def _write_gain(self, tensor: TensorPlan) -> None:
         # Gemma stores norm weights as offsets from 1. Source: google/gemma_pytorch, gemma/model.py, RMSNorm.

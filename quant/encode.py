@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from cg_local.kernels.cache_folder import caching_for
 from cg_local.packing import (
+    CODEBOOK_BYTES,
     CODEBOOK_LIMIT,
-    CODEBOOK_SIZE,
-    GROUP,
+    CODEBOOK_SIZES,
     INT6_OFFSET,
     INT8_GROUP,
+    SCALE_GROUPS,
     SUPER_GROUP,
     Array,
     bfloat16_from_float32,
@@ -47,6 +48,10 @@ START_BOOKS = (
     (-49, -39, -31, -24, -17, -11, -5, 0, 5, 11, 17, 24, 31, 40, 51, 63),
     (-46, -34, -26, -19, -13, -8, -4, 0, 4, 8, 13, 19, 27, 37, 51, 63),
 )
+START_BOOKS_OF_8 = (
+    (-49, -30, -16, -3, 9, 23, 39, 63),
+    (-44, -24, -11, -1, 7, 19, 36, 63),
+)
 
 Floats = NDArray[np.float32]
 
@@ -70,7 +75,8 @@ def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -
     Args:
         format: one of `packing.FORMATS`.
         x: float32 [rows, columns], finite; rows from a tile's boundary on.
-        book: the tensor's codebook, 16 ascending integers in -63..63; only for c4g32.
+        book: the tensor's codebook, ascending integers in -63..63, as many as `packing.CODEBOOK_SIZES` tells; only for
+            the formats named there.
 
     Raises:
         OverflowError: a weight is too large for the format
@@ -82,11 +88,12 @@ def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -
     grid: Grid = _book_grid(book) if book is not None else _integer_grid(-INT6_OFFSET, INT6_OFFSET - 1)
     start = 1.0 / np.abs(book).max() if book is not None else -1.0 / INT6_OFFSET
     factors = CODEBOOK_FACTORS if book is not None else INT6_FACTORS
-    scales = np.empty((len(x), x.shape[1] // GROUP), np.float32)
-    search.search_scales(x, GROUP, *grid, (factors * start).astype(np.float32), scales)
-    candidates, super_scales = _sub_scale_candidates(scales)
-    units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
-    sub_scales, codes, errors = _take_codes(x, GROUP, grid, candidates, candidates.astype(np.float32) * units)
+    group = SCALE_GROUPS[format]
+    scales = np.empty((len(x), x.shape[1] // group), np.float32)
+    search.search_scales(x, group, *grid, (factors * start).astype(np.float32), scales)
+    candidates, super_scales = _sub_scale_candidates(scales, SUPER_GROUP // group)
+    units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // group, axis=1)
+    sub_scales, codes, errors = _take_codes(x, group, grid, candidates, candidates.astype(np.float32) * units)
     if book is None:
         codes += np.int8(INT6_OFFSET)
     parts = {
@@ -97,8 +104,8 @@ def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -
     return EncodedRows(parts, errors)
 
 
-def learn_codebook(x: Floats) -> NDArray[np.int64]:
-    """Learn the 16 values of a c4g32 tensor from a sample of its rows.
+def learn_codebook(x: Floats, format: str = "c4g32") -> NDArray[np.int64]:
+    """Learn a tensor's codebook from a sample of its rows.
 
     Starts from the better of START_BOOKS and alternates the search for scales with Lloyd's step: each value becomes the
     weighted mean of the elements that round to it. The result is rounded to integers with the largest magnitude at 63;
@@ -106,35 +113,37 @@ def learn_codebook(x: Floats) -> NDArray[np.int64]:
 
     Args:
         x: float32 [rows, columns], finite.
+        format: of `packing.CODEBOOK_SIZES`.
 
     Returns:
-        16 ascending integers in -63..63.
+        Ascending integers in -63..63, as many as the format has.
 
     Source: Lloyd, Least Squares Quantization in PCM, 1982.
     """
-    starts = [np.array(book, np.int64) for book in START_BOOKS]
-    errors = [_lloyd_step(x, book.astype(np.float64))[0] for book in starts]
+    size, group = CODEBOOK_SIZES[format], SCALE_GROUPS[format]
+    starts = [np.array(book, np.int64) for book in (START_BOOKS if size == 16 else START_BOOKS_OF_8)]
+    errors = [_lloyd_step(x, book.astype(np.float64), group)[0] for book in starts]
     values = starts[int(np.argmin(errors))].astype(np.float64)
     for _ in range(LLOYD_ROUNDS):
-        _, moved = _lloyd_step(x, values)
+        _, moved = _lloyd_step(x, values, group)
         # Alternating minimization creeps; steps of more than the full way arrive sooner.
         values = np.sort(values + LLOYD_STRIDE * (moved - values))
         values *= CODEBOOK_LIMIT / np.abs(values).max()
     starts.append(np.rint(values).astype(np.int64))
-    errors.append(_lloyd_step(x, starts[-1].astype(np.float64))[0])
+    errors.append(_lloyd_step(x, starts[-1].astype(np.float64), group)[0])
     return starts[int(np.argmin(errors))]
 
 
-def _lloyd_step(x: Floats, values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def _lloyd_step(x: Floats, values: NDArray[np.float64], group: int) -> tuple[float, NDArray[np.float64]]:
     """Return the squared error with a codebook, its scales searched, and the means of the elements of each code."""
     codebook, limits = _book_grid(values)
-    scales = np.empty((len(x), x.shape[1] // GROUP), np.float32)
+    scales = np.empty((len(x), x.shape[1] // group), np.float32)
     trials = (LLOYD_FACTORS / np.abs(values).max()).astype(np.float32)
-    search.search_scales(x, GROUP, codebook, limits, trials, scales)
-    _, codes, errors = _take_codes(x, GROUP, (codebook, limits), scales[None], scales[None])
-    scale = np.repeat(scales.astype(np.float64), GROUP, axis=1).ravel()
-    mass = np.bincount(codes.ravel(), scale * scale, CODEBOOK_SIZE)
-    moment = np.bincount(codes.ravel(), scale * x.ravel(), CODEBOOK_SIZE)
+    search.search_scales(x, group, codebook, limits, trials, scales)
+    _, codes, errors = _take_codes(x, group, (codebook, limits), scales[None], scales[None])
+    scale = np.repeat(scales.astype(np.float64), group, axis=1).ravel()
+    mass = np.bincount(codes.ravel(), scale * scale, len(values))
+    moment = np.bincount(codes.ravel(), scale * x.ravel(), len(values))
     return float(errors[:, 0].sum()), np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), values)
 
 
@@ -143,8 +152,10 @@ Grid = tuple["search.Codebook | None", "search.Limits"]
 
 def _book_grid(values: NDArray[np.int64] | NDArray[np.float64]) -> tuple[search.Codebook, search.Limits]:
     book = values.astype(np.float32)
-    middle = (book[1:] + book[:-1]) / np.float32(2.0)
-    return (tuple(book), tuple(middle)), (np.float32(0.0), np.float32(0.0))
+    # The search knows 16 values and 15 midpoints; what a smaller book lacks are values that no weight reaches.
+    missing = CODEBOOK_BYTES - len(book)
+    middle = np.append((book[1:] + book[:-1]) / np.float32(2.0), np.full(missing, np.inf, np.float32))
+    return (tuple(np.append(book, np.repeat(book[-1], missing))), tuple(middle)), (np.float32(0.0), np.float32(0.0))
 
 
 def _integer_grid(low: int, high: int) -> Grid:
@@ -164,11 +175,11 @@ def _take_codes(
     return taken, codes, errors
 
 
-def _sub_scale_candidates(scales: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Split scales [rows, groups] into float16 super-scales and the three nearest int8 sub-scales."""
-    blocks = scales.reshape(len(scales), -1, SUPER_GROUP // GROUP)
+def _sub_scale_candidates(scales: Floats, per_super: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Split scales [rows, groups] into a float16 super-scale for each `per_super` and the three nearest sub-scales."""
+    blocks = scales.reshape(len(scales), -1, per_super)
     super_scales = _float16_at_least(np.abs(blocks).max(axis=2) / np.float32(SUB_SCALE_LIMIT))
-    units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // GROUP, axis=1)
+    units = np.repeat(super_scales.astype(np.float32), per_super, axis=1)
     ratios = np.divide(scales, units, out=np.zeros_like(scales), where=units > 0)
     nearest = np.rint(ratios)
     candidates = np.stack([nearest, nearest - 1, nearest + 1]).clip(-SUB_SCALE_LIMIT, SUB_SCALE_LIMIT)

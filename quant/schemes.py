@@ -21,7 +21,7 @@ BODY_FORMATS: Mapping[str, str] = {"q4": "c4g32", "q8": "i8g64", "bf16": "bf16"}
 SENSITIVE_NAMES = (EMBEDDING, HEAD)
 SENSITIVE_SUFFIXES = (".k_proj.weight", ".v_proj.weight")
 # Where a format's groups do not divide the columns (never in the published sizes), the next one is taken.
-FALLBACK: Mapping[str, str] = {"c4g32": "i8g64", "i6g32": "i8g64", "i8g64": "bf16"}
+FALLBACK: Mapping[str, str] = {**dict.fromkeys(("c4g32", "c4g16", "c3g32", "i6g32"), "i8g64"), "i8g64": "bf16"}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from cg_local import kernels
 from cg_local.packing import (
+    CODE_BITS,
+    CODEBOOK_SIZES,
     GROUP,
+    SCALE_GROUPS,
     TILE_ROWS,
     PackedMatrix,
     bfloat16_from_float32,
@@ -26,12 +29,13 @@ from cg_local.packing import (
     pack_scales,
 )
 
-FORMATS = ("c4g32", "i6g32", "i8g64", "bf16")
-NUM_CODE_BITS = {"c4g32": 4, "i6g32": 6}
 # Codes, scales, sums and corrections in the kernels' layout.
 Blocks = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]
 EPS = 2.0**-24  # half a unit in the last place of float32 just below 1: the largest relative error of one rounding
-CODEBOOK = np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63])
+CODEBOOKS = {
+    16: np.array([-63, -50, -40, -31, -23, -15, -8, -2, 3, 9, 16, 24, 32, 41, 51, 63]),
+    8: np.array([-63, -37, -20, -6, 7, 22, 41, 63]),
+}
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ def random_matrix(
         codes = random.integers(-127, 128, shape).astype(np.int8)
         scales = pack_scales(halves(columns // 64))
         return PackedMatrix(format, shape, {"codes": pack_codes(format, codes), "scales": scales})
-    codes = random.integers(0, 2 ** NUM_CODE_BITS[format], shape).astype(np.uint8)
-    scales = random.integers(-127, 128, (rows, columns // 32)).astype(np.int8)
+    codes = random.integers(0, 2 ** CODE_BITS[format], shape).astype(np.uint8)
+    scales = random.integers(-127, 128, (rows, columns // SCALE_GROUPS[format])).astype(np.int8)
     parts = {
         "codes": pack_codes(format, codes),
         "scales": pack_scales(np.ones_like(scales) if is_exact else scales),
@@ -111,8 +115,10 @@ def random_matrix(
 
 
 def with_codebook(format: str, parts: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Add the part that c4g32 alone has."""
-    return {**parts, "codebook": pack_codebook(CODEBOOK)} if format == "c4g32" else parts
+    """Add the part that some formats alone have."""
+    if format not in CODEBOOK_SIZES:
+        return parts
+    return {**parts, "codebook": pack_codebook(CODEBOOKS[CODEBOOK_SIZES[format]])}
 
 
 def extreme_matrix(format: str, shape: tuple[int, int], sign: int) -> PackedMatrix:
@@ -125,10 +131,10 @@ def extreme_matrix(format: str, shape: tuple[int, int], sign: int) -> PackedMatr
         codes = np.full(shape, sign * 127, np.int8)
         scales = pack_scales(np.ones((rows, columns // 64), np.float16))
         return PackedMatrix(format, shape, {"codes": pack_codes(format, codes), "scales": scales})
-    largest = 2 ** NUM_CODE_BITS[format] - 1
+    largest = 2 ** CODE_BITS[format] - 1
     parts = {
         "codes": pack_codes(format, np.full(shape, largest if sign > 0 else 0, np.uint8)),
-        "scales": pack_scales(np.ones((rows, columns // 32), np.int8)),
+        "scales": pack_scales(np.ones((rows, columns // SCALE_GROUPS[format]), np.int8)),
         "super_scales": pack_scales(np.ones((rows, columns // 256), np.float16)),
     }
     return PackedMatrix(format, shape, with_codebook(format, parts))
@@ -136,7 +142,8 @@ def extreme_matrix(format: str, shape: tuple[int, int], sign: int) -> PackedMatr
 
 def extreme_weight(format: str, sign: int) -> int:
     """Return the weight of every element of `extreme_matrix`."""
-    return {"c4g32": 63 * sign, "i6g32": 31 if sign > 0 else -32}.get(format, 127 * sign)
+    integers = {"i6g32": 31 if sign > 0 else -32}
+    return 63 * sign if format in CODEBOOK_SIZES else integers.get(format, 127 * sign)
 
 
 def weight_arguments(matrix: PackedMatrix) -> tuple[NDArray[np.generic], ...]:
@@ -160,7 +167,7 @@ def multiply(products: object, matrix: PackedMatrix, x: Codes, tokens: int) -> N
     if products is kernels and matrix.format in kernels.FUSED_FORMATS:
         run_products([matrix], x.in_blocks(tokens), x.num_tokens, outs=[out])
         return out[: x.num_tokens]
-    run = kernels.MATMUL["bf16"] if products is kernels else getattr(products, f"matmul_{matrix.format}")
+    run = products.MATMUL[matrix.format]  # type: ignore[attr-defined]
     if matrix.format == "bf16":
         rows = np.pad(x.dequantized().astype(np.float32), ((0, num_blocks * tokens - x.num_tokens), (0, 0)))
         blocks = np.ascontiguousarray(rows.reshape(num_blocks, tokens, -1).swapaxes(1, 2))
@@ -195,13 +202,14 @@ def expected_product(matrix: PackedMatrix, x: Codes) -> tuple[NDArray[np.float64
 
     Each summed term is rounded a constant number of times (at most 4: the scale's factors, the conversion, the
     product), and each partial sum once. No partial sum exceeds the sum of the magnitudes, so an output of n terms is
-    off by at most (n + 4) * EPS * sum |term|. A term is one group of columns for integer formats, a column for bf16.
+    off by at most (n + 4) * EPS * sum |term|. A term is the columns of a scale, 32 at most, for integer formats, a
+    column for bf16.
     """
     weights = dequantize(matrix).astype(np.float64)
     activations = x.dequantized()
     if matrix.format == "bf16":
         activations = activations.astype(np.float32).astype(np.float64)
-    width = 1 if matrix.format == "bf16" else GROUP
+    width = min(GROUP, SCALE_GROUPS.get(matrix.format, 1))
     terms = np.einsum(
         "tgc,rgc->trg",
         activations.reshape(x.num_tokens, -1, width),

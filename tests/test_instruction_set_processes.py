@@ -48,8 +48,9 @@ def run_as(processor: str, script: str, *arguments: Path, **variables: str) -> s
 
 PRODUCTS_SCRIPT = """
 import numpy as np
-from kernel_cases import FORMATS, expected_product, multiply, random_codes, random_matrix
+from kernel_cases import expected_product, multiply, random_codes, random_matrix
 from cg_local import kernels
+from cg_local.packing import FORMATS
 print(kernels.instruction_set_name())
 for format, is_int16 in (*((format, False) for format in FORMATS), ("i8g64", True)):
     for num_tokens, tokens in ((1, 1), (5, 1), (5, kernels.BLOCK_TOKENS)):
@@ -100,6 +101,7 @@ def test_process_that_forbids_avx_takes_the_portable_path() -> None:
 COMPILED_SCRIPT = """
 import re
 from cg_local import kernels
+from cg_local.packing import FORMATS
 from cg_local.kernels import products
 
 print(kernels.instruction_set_name())
@@ -129,6 +131,7 @@ GENERIC_SCRIPT = """
 import sys
 import numpy as np
 from cg_local import kernels
+from cg_local.packing import FORMATS
 from cg_local.engine import Engine
 from cg_local.model import Model
 from cg_local.model_folder import open_model_folder

@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from kernel_cases import FORMATS, expected_product, multiply, random_codes, random_matrix
+from kernel_cases import expected_product, multiply, random_codes, random_matrix
 from tile_programs import (
     CORTEX_A76,
     ArmRunner,
@@ -34,10 +34,12 @@ from cg_local.kernels import instruction_set, instruction_set_arm, matmul, porta
 from cg_local.kernels.instruction_set_arm import NeonDotprod
 from cg_local.kernels.instruction_set_x86 import Avx2, Avx512Vnni, AvxVnni
 from cg_local.kernels.products import FEW_TOKENS
+from cg_local.packing import CODEBOOK_SIZES, FORMATS
 
 T = matmul.BLOCK_TOKENS
 LINUX, MACOS, WINDOWS = "x86_64-unknown-linux-gnu", "arm64-apple-darwin", "x86_64-pc-windows-msvc"
 PRODUCTS = *FORMATS, "i8g64_int16"
+PANELS = [f"{format}-panel" for format in CODEBOOK_SIZES]
 EMULATED = EmulatedAvx512Vnni(), EmulatedAvxVnni(), EmulatedNeonDotprod()
 
 
@@ -129,7 +131,7 @@ LOOP_STEPS = {"i8g64": 4, "i8g64_int16": 4, "i6g32": 2}
 
 @pytest.mark.parametrize(("instruction_set", "target", "dot", "dots_a_group", "lookup"), SETS)
 @pytest.mark.parametrize("num_tokens", [1, T])
-@pytest.mark.parametrize("product", [*PRODUCTS, "c4g32-panel"])
+@pytest.mark.parametrize("product", [*PRODUCTS, *PANELS])
 def test_tile_compiles_to_the_instructions_of_its_processor(
     instruction_set: Any, target: Target, dot: str, dots_a_group: int, lookup: str, num_tokens: int, product: str
 ) -> None:
@@ -145,10 +147,10 @@ def test_tile_compiles_to_the_instructions_of_its_processor(
         assert len(re.findall(words, text)) >= 2 * dots_a_group * num_tokens
     elif product != "bf16":
         assert len(re.findall(dot, text)) >= dots_a_group * num_tokens
-    assert bool(re.search(lookup, text)) == product.startswith("c4g32")
+    assert bool(re.search(lookup, text)) == (product in CODEBOOK_SIZES or product in PANELS)
     # A widening or a division that the processor lacks would be a call of a function that nobody links. Windows has one
     # for large stack frames, which this test's panel makes.
-    if product != "c4g32-panel" or target.triple != WINDOWS:
+    if product not in PANELS or target.triple != WINDOWS:
         assert not re.search(r"\t(call|callq|bl)\t", text)
 
 

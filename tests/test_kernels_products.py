@@ -31,7 +31,8 @@ def garbage(num_blocks: int, columns: int, tokens: int) -> Blocks:
 @pytest.mark.parametrize("num_tokens", [1, 5])
 def test_matrices_of_several_formats_give_each_their_own_product(num_tokens: int, num_workers: int) -> None:
     random = np.random.default_rng(num_tokens)
-    matrices = [random_matrix(f, random, (rows, 512)) for f, rows in (("c4g32", 80), ("i8g64", 24), ("i6g32", 33))]
+    rows = {"c4g32": 80, "i8g64": 24, "c3g32": 40, "i6g32": 33, "c4g16": 16}
+    matrices = [random_matrix(format, random, (count, 512)) for format, count in rows.items()]
     x = random_codes(random, num_tokens, 512)
     tokens = 1 if num_tokens == 1 else T
     blocks = x.in_blocks(tokens)
@@ -61,9 +62,12 @@ def test_added_product_is_the_sum_and_touches_nothing_else(format: str, num_toke
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 6, 9])
-def test_gated_products_equal_gate_and_quantization_one_after_the_other(num_tokens: int, num_workers: int) -> None:
+@pytest.mark.parametrize("formats", [("c4g32", "c4g32"), ("c4g16", "c3g32")], ids="-".join)
+def test_gated_products_equal_gate_and_quantization_one_after_the_other(
+    formats: tuple[str, str], num_tokens: int, num_workers: int
+) -> None:
     random = np.random.default_rng(num_tokens)
-    gate, up = (random_matrix("c4g32", random, (96, 256)) for _ in range(2))
+    gate, up = (random_matrix(format, random, (96, 256)) for format in formats)
     x = random_codes(random, num_tokens, 256)
     x = Codes(x.codes, x.scales * 1e-4)
     tokens = 1 if num_tokens == 1 else T

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_cases import FORMATS, Codes, expected_product, random_matrix
+from kernel_cases import Codes, expected_product, random_matrix
 from numpy.typing import NDArray
 from toy_engines import (
     DequantizedFolder,
@@ -24,7 +24,7 @@ from cg_local.errors import CapacityError, ModelFolderError
 from cg_local.kv_cache import KVCache
 from cg_local.model import Activations, Model, Projections, SequenceSpan
 from cg_local.model_folder import open_model_folder
-from cg_local.packing import PackedMatrix
+from cg_local.packing import FORMATS, PackedMatrix
 from cg_local.quant import quantize
 from cg_local.workspace import Workspace
 

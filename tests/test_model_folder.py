@@ -13,7 +13,7 @@ from toy_models import MQA
 from cg_local.config import ModelConfig
 from cg_local.errors import CgLocalError, ConfigError, ModelFolderError
 from cg_local.model_folder import ALIGNMENT, file_layout, open_model_folder
-from cg_local.packing import part_layout
+from cg_local.packing import FORMATS, part_layout
 from cg_local.safetensors_file import SafetensorsFile
 
 WEIGHTS = "model.safetensors"
@@ -74,10 +74,11 @@ def test_arrays_outlive_the_folder_object(toy_folder):
     assert int(codes.astype(np.int64).sum()) == checksum
 
 
-def test_layout_fills_up_every_part_to_the_alignment():
+@pytest.mark.parametrize("format", FORMATS)
+def test_layout_fills_up_every_part_to_the_alignment(format):
     config = ModelConfig.from_dict({**MQA, "hidden_size": 256, "intermediate_size": 256}, "toy")
-    formats = dict.fromkeys((name for name, shape in config.tensor_shapes().items() if len(shape) == 2), "c4g32")
-    sizes = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
+    formats = dict.fromkeys((name for name, shape in config.tensor_shapes().items() if len(shape) == 2), format)
+    sizes = {"U8": 1, "U16": 2, "I8": 1, "F16": 2, "F32": 4}
     offset = 0
     for name, dtype, shape in file_layout(config, formats):
         if not name.endswith(".padding"):

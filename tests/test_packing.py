@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from cg_local.packing import (
+    BITS_PER_WEIGHT,
+    CODEBOOK_SIZES,
     COLUMN_MULTIPLE,
     FORMATS,
+    SCALE_GROUPS,
     PackedMatrix,
     bfloat16_from_float32,
     dequantize,
@@ -20,7 +23,13 @@ from cg_local.packing import (
     unpack_scales,
 )
 
-CODE_RANGES = {"c4g32": (0, 15, np.uint8), "i6g32": (0, 63, np.uint8), "i8g64": (-127, 127, np.int8)}
+CODE_RANGES = {
+    "c4g32": (0, 15, np.uint8),
+    "c4g16": (0, 15, np.uint8),
+    "c3g32": (0, 7, np.uint8),
+    "i6g32": (0, 63, np.uint8),
+    "i8g64": (-127, 127, np.int8),
+}
 SHAPES = [(1, 256), (15, 256), (16, 512), (17, 768), (50, 2048)]
 
 
@@ -45,16 +54,17 @@ def random_matrix(format, shape, seed=0):
         parts["scales"] = pack_scales(scales)
         group = np.arange(columns) // 64
         return PackedMatrix(format, shape, parts), codes.astype(np.float32) * scales.astype(np.float32)[:, group]
-    scales = rng.integers(-127, 128, (rows, columns // 32)).astype(np.int8)
+    group = 16 if format == "c4g16" else 32
+    scales = rng.integers(-127, 128, (rows, columns // group)).astype(np.int8)
     super_scales = rng.uniform(1e-6, 1e-4, (rows, columns // 256)).astype(np.float16)
     parts |= {"scales": pack_scales(scales), "super_scales": pack_scales(super_scales)}
     values = codes.astype(np.float32) - 32
-    if format == "c4g32":
-        book = np.sort(rng.integers(-63, 64, 16))
+    if format != "i6g32":
+        book = np.sort(rng.integers(-63, 64, CODEBOOK_SIZES[format]))
         parts["codebook"] = pack_codebook(book)
         values = book.astype(np.float32)[codes]
     column = np.arange(columns)
-    scale = scales.astype(np.float32)[:, column // 32] * super_scales.astype(np.float32)[:, column // 256]
+    scale = scales.astype(np.float32)[:, column // group] * super_scales.astype(np.float32)[:, column // 256]
     return PackedMatrix(format, shape, parts), values * scale
 
 
@@ -96,6 +106,14 @@ def test_packed_bytes_counts_the_parts_and_the_padding_of_the_last_tile(format):
     assert packed_bytes(format, (17, 512)) == matrix.num_bytes == packed_bytes(format, (32, 512))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_bits_per_weight_are_those_of_the_parts(format):
+    shape = 64, 2048
+    sizes = {name: dtype.itemsize * np.prod(part) for name, (dtype, part) in part_layout(format, shape).items()}
+    sizes.pop("codebook", None)
+    assert 8 * sum(sizes.values()) / (64 * 2048) == BITS_PER_WEIGHT[format]
+
+
 # (row, column) -> byte within the packed codes and its bits, counted by hand from the table of the module:
 # second tile, first row = row 16; lane r begins at byte 4 r of each 64-byte line.
 @pytest.mark.parametrize(
@@ -112,12 +130,46 @@ def test_packed_bytes_counts_the_parts_and_the_padding_of_the_last_tile(format):
         (18, 13, 32 * 64 + 64 + 2 * 4 + 1, 4),
     ],
 )
-def test_c4g32_code_lies_in_its_nibble(row, column, byte, shift):
+@pytest.mark.parametrize("format", ["c4g32", "c4g16"])
+def test_four_bit_code_lies_in_its_nibble(format, row, column, byte, shift):
     codes = np.zeros((32, 256), np.uint8)
     codes[row, column] = 0b1011
-    packed = pack_codes("c4g32", codes).reshape(-1)
+    packed = pack_codes(format, codes).reshape(-1)
     assert packed[byte] == 0b1011 << shift
     assert np.count_nonzero(packed) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "byte", "shift"),
+    [
+        (0, 0, 0, 0),
+        (0, 6, 2, 4),
+        (5, 9, 64 + 5 * 4 + 1, 0),
+        (0, 23, 128 + 3, 4),
+        (2, 32, 192 + 2 * 4, 0),
+        (31, 247, 7 * 192 + 128 + 63, 4),
+    ],
+)
+def test_c3g32_code_of_the_first_24_columns_lies_in_its_nibble(row, column, byte, shift):
+    codes = np.zeros((32, 256), np.uint8)
+    codes[row, column] = 0b101
+    packed = pack_codes("c3g32", codes).reshape(-1)
+    # A second tile begins behind the 8 groups of the first.
+    byte += 8 * 192 * (row // 16)
+    assert packed[byte] == 0b101 << shift
+    assert np.count_nonzero(packed) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "byte", "bit"),
+    [(0, 24, 0, 3), (0, 28, 0, 7), (3, 27, 3 * 4 + 3, 3), (1, 62, 192 + 4 + 2, 7), (16, 31, 8 * 192 + 3, 7)],
+)
+def test_c3g32_code_of_the_last_8_columns_lies_in_the_upper_bits_of_three_lines(row, column, byte, bit):
+    codes = np.zeros((32, 256), np.uint8)
+    codes[row, column] = 0b101
+    packed = pack_codes("c3g32", codes).reshape(-1)
+    assert [packed[byte + 64 * line] for line in range(3)] == [1 << bit, 0, 1 << bit]
+    assert np.count_nonzero(packed) == 2
 
 
 @pytest.mark.parametrize(
@@ -165,6 +217,10 @@ def test_scales_stand_by_tile_then_group_then_row():
     assert pack_scales(scales).reshape(-1)[8 * 16 + 3 * 16 + 2] == 99
 
 
+def test_codebook_of_eight_values_is_stored_twice_in_each_sixteen_bytes():
+    assert pack_codebook(np.arange(-4, 4)).tolist() == 4 * [2 * list(range(60, 68))]
+
+
 def test_codebook_is_stored_four_times_with_its_offset():
     values = np.arange(-8, 8)
     packed = pack_codebook(values)
@@ -172,13 +228,15 @@ def test_codebook_is_stored_four_times_with_its_offset():
     assert packed.tolist() == 4 * [list(range(56, 72))]
 
 
-@pytest.mark.parametrize("values", [np.arange(15), np.arange(49, 65), np.arange(16)[::-1], np.arange(-64, -48)])
+@pytest.mark.parametrize(
+    "values", [np.arange(15), np.arange(16).reshape(2, 8), np.arange(49, 65), np.arange(16)[::-1], np.arange(-64, -48)]
+)
 def test_codebook_refuses_other_lengths_orders_and_ranges(values):
-    with pytest.raises(ValueError, match=r"16 ascending integers in -63\.\.63"):
+    with pytest.raises(ValueError, match=r"8 or 16 ascending integers in -63\.\.63"):
         pack_codebook(values)
 
 
-@pytest.mark.parametrize("format", ["c4g32", "i6g32", "i8g64"])
+@pytest.mark.parametrize("format", SCALE_GROUPS)
 def test_part_layout_refuses_columns_that_groups_do_not_divide(format):
     columns = COLUMN_MULTIPLE[format] * 3 // 2
     with pytest.raises(ValueError, match=f"needs a multiple of {COLUMN_MULTIPLE[format]} columns, not {columns}"):

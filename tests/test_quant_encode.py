@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from cg_local.packing import FORMATS, PackedMatrix, dequantize, pack_codebook
-from cg_local.quant.encode import START_BOOKS, encode_rows, learn_codebook
+from cg_local.packing import (
+    CODEBOOK_SIZES,
+    FORMATS,
+    SCALE_GROUPS,
+    PackedMatrix,
+    dequantize,
+    pack_codebook,
+    unpack_codes,
+)
+from cg_local.quant.encode import START_BOOKS, START_BOOKS_OF_8, encode_rows, learn_codebook
 
 DRAWS = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
@@ -16,6 +24,8 @@ DRAWS = {
 FIRST_MEASUREMENT = {"normal": 22.39, "laplace": 21.34, "t5": 21.27}
 REACHED = {
     "c4g32": {"normal": 22.60, "laplace": 21.90, "t5": 21.85},
+    "c4g16": {"normal": 23.80, "laplace": 23.45, "t5": 23.41},
+    "c3g32": {"normal": 16.30, "laplace": 15.47, "t5": 15.42},
     "i6g32": {"normal": 34.05, "laplace": 31.88, "t5": 31.80},
     "i8g64": {"normal": 45.00, "laplace": 42.48, "t5": 42.18},
     "bf16": {"normal": 55.5, "laplace": 55.5, "t5": 55.5},
@@ -26,9 +36,15 @@ def draw(name, shape=(512, 2048), scale=0.02):
     return (scale * DRAWS[name](np.random.default_rng(0), shape)).astype(np.float32)
 
 
+def start_book(format):
+    """A codebook that the format may have, or None for one without."""
+    books = {8: START_BOOKS_OF_8, 16: START_BOOKS}
+    return np.array(books[CODEBOOK_SIZES[format]][0]) if format in CODEBOOK_SIZES else None
+
+
 def encoded(format, x):
     """The dequantized matrix and the errors reported."""
-    book = learn_codebook(x[: min(len(x), 64)]) if format == "c4g32" else None
+    book = learn_codebook(x[: min(len(x), 64)], format) if format in CODEBOOK_SIZES else None
     rows = encode_rows(format, x, book)
     parts = {**rows.parts, **({"codebook": pack_codebook(book)} if book is not None else {})}
     return dequantize(PackedMatrix(format, x.shape, parts)), rows.errors
@@ -62,7 +78,7 @@ def test_reported_error_is_the_error_of_the_dequantized_matrix(format):
 @pytest.mark.parametrize("format", FORMATS)
 def test_encoding_in_slabs_equals_encoding_at_once(format):
     x = draw("laplace", (64, 256))
-    book = np.array(START_BOOKS[0]) if format == "c4g32" else None
+    book = start_book(format)
     whole = encode_rows(format, x, book)
     slabs = [encode_rows(format, x[start : start + 16], book) for start in range(0, 64, 16)]
     for name, part in whole.parts.items():
@@ -82,7 +98,7 @@ def test_zeros_stay_exactly_zero(format):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-@pytest.mark.parametrize("format", ["c4g32", "i6g32", "i8g64"])
+@pytest.mark.parametrize("format", SCALE_GROUPS)
 def test_quality_hardly_depends_on_the_magnitude(format, scale):
     x = draw("normal", (64, 512))
     # At 1e-3 (weights of 2e-5) scales of i8g64 are float16 subnormals of three to eight bits: 1.2 dB.
@@ -100,44 +116,60 @@ def test_tiny_weights_never_grow(format, scale):
     assert np.abs(y - x).max() <= max(np.abs(x).max(), 6e-8)
 
 
-@pytest.mark.parametrize("format", ["c4g32", "i6g32", "i8g64"])
+@pytest.mark.parametrize("format", SCALE_GROUPS)
 def test_groups_of_very_different_magnitude_keep_their_own_scale(format):
     x = draw("normal", (32, 512))
     x[:, 64:128] *= 1e-2
     y, _ = encoded(format, x)
-    floor = {"c4g32": 12, "i6g32": 12, "i8g64": 40}[format]
+    floor = {"i8g64": 40}.get(format, 12)
     assert decibels(x[:, 64:128], y[:, 64:128]) > floor
 
 
-@pytest.mark.parametrize(("format", "weight"), [("c4g32", 1e10), ("i6g32", 1e10), ("i8g64", 1e7), ("bf16", 3.4e38)])
+@pytest.mark.parametrize(
+    ("format", "weight"),
+    [*((format, 1e10) for format in (*CODEBOOK_SIZES, "i6g32")), ("i8g64", 1e7), ("bf16", 3.4e38)],
+)
 def test_weights_beyond_the_range_of_the_format_are_refused(format, weight):
     x = draw("normal", (16, 256))
     x[5, 77] = weight
     with pytest.raises(OverflowError, match="float16 ends at 65504" if format != "bf16" else "beyond bfloat16"):
-        encode_rows(format, x, np.array(START_BOOKS[0]) if format == "c4g32" else None)
+        encode_rows(format, x, start_book(format))
 
 
 def test_large_weights_within_the_range_are_kept():
     x = draw("normal", (16, 256), 1e6)
     assert decibels(x, encoded("i8g64", x)[0]) > 44
     assert decibels(x, encoded("c4g32", x)[0]) > 22
+    assert decibels(x, encoded("c3g32", x)[0]) > 16
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_learned_codebook_is_ascending_and_ends_at_the_limit(name):
-    book = learn_codebook(draw(name, (64, 512)))
+@pytest.mark.parametrize("format", CODEBOOK_SIZES)
+def test_learned_codebook_is_ascending_and_ends_at_the_limit(format, name):
+    book = learn_codebook(draw(name, (64, 512)), format)
+    assert len(book) == CODEBOOK_SIZES[format]
     assert np.abs(book).max() == 63
     assert (np.diff(book) >= 0).all()
 
 
-def test_learned_codebook_beats_the_starts_on_other_shapes():
+@pytest.mark.parametrize(("format", "books"), [("c4g32", START_BOOKS), ("c3g32", START_BOOKS_OF_8)])
+def test_learned_codebook_beats_the_starts_on_other_shapes(format, books):
     x = (np.random.default_rng(0).uniform(-1, 1, (64, 1024))).astype(np.float32)
-    starts = [encode_rows("c4g32", x, np.array(book)).errors[:, 0].sum() for book in START_BOOKS]
+    starts = [encode_rows(format, x, np.array(book)).errors[:, 0].sum() for book in books]
     # 0.5 dB
-    assert encode_rows("c4g32", x, learn_codebook(x)).errors[:, 0].sum() < 0.89 * min(starts)
+    assert encode_rows(format, x, learn_codebook(x, format)).errors[:, 0].sum() < 0.89 * min(starts)
+
+
+@pytest.mark.parametrize("format", CODEBOOK_SIZES)
+def test_codes_stay_within_the_codebook(format):
+    x = draw("t5", (32, 512))
+    x[7, 100] = 1e3
+    codes = unpack_codes(format, encode_rows(format, x, start_book(format)).parts["codes"], x.shape)
+    assert codes.max() == CODEBOOK_SIZES[format] - 1
 
 
 def test_codebook_of_zeros_and_of_few_values_is_valid():
     for x in (np.zeros((16, 256), np.float32), np.ones((16, 256), np.float32), -np.eye(16, 256, dtype=np.float32)):
-        pack_codebook(learn_codebook(x))
-        np.testing.assert_allclose(encoded("c4g32", x)[0], x, rtol=1e-3)
+        for format in CODEBOOK_SIZES:
+            pack_codebook(learn_codebook(x, format))
+            np.testing.assert_allclose(encoded(format, x)[0], x, rtol=1e-3)

@@ -62,7 +62,14 @@ def test_q4_keeps_the_sensitive_matrices_at_eight_bits():
 
 @pytest.mark.parametrize(
     ("format", "columns", "expected"),
-    [("c4g32", 512, "c4g32"), ("c4g32", 320, "i8g64"), ("c4g32", 100, "bf16"), ("bf16", 1, "bf16")],
+    [
+        ("c4g32", 512, "c4g32"),
+        ("c4g32", 320, "i8g64"),
+        ("c4g32", 100, "bf16"),
+        ("c4g16", 528, "bf16"),
+        ("c3g32", 576, "i8g64"),
+        ("bf16", 1, "bf16"),
+    ],
 )
 def test_format_falls_back_where_its_groups_do_not_divide(format, columns, expected):
     assert divisible_format(format, columns) == expected

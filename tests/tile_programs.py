@@ -23,21 +23,24 @@ from kernel_cases import corrections
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from cg_local.kernels import int16_activations, matmul, matmul_four_bits, matmul_six_bits
+from cg_local.kernels import int16_activations, matmul, matmul_codebook, matmul_six_bits
 from cg_local.kernels.instruction_set import InstructionSet
 from cg_local.kernels.instruction_set_arm import NeonDotprod
 from cg_local.kernels.instruction_set_x86 import Avx512Vnni, AvxVnni
 from cg_local.kernels.llvm_vectors import I8, I32, I64, splat, splat_constant, vector
 from cg_local.kernels.matmul import BLOCK_TOKENS
+from cg_local.kernels.matmul_codebook import CodebookFormat
 from cg_local.kernels.products import FEW_TOKENS
-from cg_local.packing import GROUP, TILE_ROWS, part_layout
+from cg_local.packing import CODEBOOK_SIZES, GROUP, TILE_ROWS, part_layout
 
 # Groups of 32 columns that fit into the panel of a test program.
 PANEL_GROUPS = 32
 
 
-def emit_through_panel(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]) -> None:
-    """Emit a c4g32 tile as many tokens take it: unpacked into a panel, multiplied from there in two halves."""
+def emit_through_panel(
+    format: CodebookFormat, builder: ir.IRBuilder, isa: InstructionSet, num_tokens: int, arguments: list[ir.Value]
+) -> None:
+    """Emit a codebook tile as many tokens take it: unpacked into a panel, multiplied from there in two halves."""
     codes, scales, super_scales, codebook, *x, out, groups, stride = arguments
     b, half = builder, builder.udiv(groups, ir.Constant(I64, 2))
     memory = b.alloca(I8, size=PANEL_GROUPS * TILE_ROWS * GROUP)
@@ -47,14 +50,16 @@ def emit_through_panel(builder: ir.IRBuilder, isa: InstructionSet, num_tokens: i
     def after(address: ir.Value, bytes_per_group: int) -> ir.Value:
         return b.add(address, b.mul(half, ir.Constant(I64, bytes_per_group)))
 
-    matmul_four_bits.emit_c4g32_unpack(b, isa, [codes, codebook, panel, groups])
-    first, second = ir.Constant(I64, 1), ir.Constant(I64, 0)
-    tile = [panel, scales, super_scales, first, codes, *x, out, half, stride]
-    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, tile)
+    matmul_codebook.emit_unpack(b, isa, format.bits, [codes, codebook, panel, groups])
+    first, second, code_bytes = ir.Constant(I64, 1), ir.Constant(I64, 0), ir.Constant(I64, format.code_bytes)
+    tile = [panel, scales, super_scales, first, codes, code_bytes, *x, out, half, stride]
+    matmul_codebook.emit_panel_tile(b, isa, format.num_scales, num_tokens, tile)
     x_bytes = [GROUP * num_tokens, 4 * num_tokens, 4 * num_tokens, GROUP // 2 * num_tokens]
     rest = [after(address, size) for address, size in zip(x, x_bytes, strict=True)]
-    weights = after(panel, TILE_ROWS * GROUP), after(scales, TILE_ROWS), after(super_scales, 2 * TILE_ROWS // 8)
-    matmul_four_bits.emit_c4g32_panel_tile(b, isa, num_tokens, [*weights, second, codes, *rest, out, half, stride])
+    scale_bytes = TILE_ROWS * format.num_scales
+    weights = after(panel, TILE_ROWS * GROUP), after(scales, scale_bytes), after(super_scales, 2 * TILE_ROWS // 8)
+    tile = [*weights, second, codes, code_bytes, *rest, out, half, stride]
+    matmul_codebook.emit_panel_tile(b, isa, format.num_scales, num_tokens, tile)
 
 
 def of_a_block(emit: Callable[..., None], at_most: int) -> Callable[..., None]:
@@ -62,8 +67,17 @@ def of_a_block(emit: Callable[..., None], at_most: int) -> Callable[..., None]:
     return lambda builder, isa, tokens, arguments: emit(builder, isa, min(tokens, at_most), tokens, arguments)
 
 
+def of_codebook(name: str) -> Callable[..., None]:
+    """Return the generator of a tile of a format with a codebook."""
+
+    def emit(builder: ir.IRBuilder, isa: InstructionSet, *rest: Any) -> None:
+        matmul_codebook.emit_codebook_tile(builder, isa, CodebookFormat.named(name), *rest)
+
+    return emit
+
+
 INTEGER_TILES: dict[str, Callable[..., None]] = {
-    "c4g32": matmul_four_bits.emit_c4g32_tile,
+    **{name: of_codebook(name) for name in CODEBOOK_SIZES},
     "i6g32": matmul_six_bits.emit_i6g32_tile,
     "i8g64": matmul.emit_i8g64_tile,
 }
@@ -74,11 +88,11 @@ EMIT: dict[str, Callable[..., None]] = {
         for product, emit in INTEGER_TILES.items()
         for count in FEW_TOKENS[product]
     },
-    "c4g32-panel": emit_through_panel,
+    **{f"{name}-panel": partial(emit_through_panel, CodebookFormat.named(name)) for name in CODEBOOK_SIZES},
     "i8g64_int16": int16_activations.emit_i8g64_int16_tile,
     "bf16": matmul.emit_bf16_tile,
 }
-NUM_WEIGHT_PARTS = {"c4g32": 4, "i6g32": 3, "i8g64": 2, "i8g64_int16": 2, "bf16": 1}
+NUM_WEIGHT_PARTS = {**dict.fromkeys(CODEBOOK_SIZES, 4), "i6g32": 3, "i8g64": 2, "i8g64_int16": 2, "bf16": 1}
 Bytes = NDArray[np.uint8]
 
 
@@ -204,7 +218,8 @@ def part_sizes(product: str, num_tokens: int, columns: int) -> tuple[int, ...]:
     weights = (dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout)
     codes, groups = columns * num_tokens, num_tokens * columns // GROUP
     int8 = codes, 4 * groups, 4 * groups
-    others = {"bf16": (4 * codes,), "i8g64_int16": (2 * codes, 4 * groups), "c4g32": (*int8, GROUP // 2 * groups)}
+    others = {"bf16": (4 * codes,), "i8g64_int16": (2 * codes, 4 * groups)}
+    others |= dict.fromkeys(CODEBOOK_SIZES, (*int8, GROUP // 2 * groups))
     x = others.get(product.partition("-")[0], int8)
     return *weights, *x, 4 * TILE_ROWS * num_tokens
 
@@ -322,8 +337,8 @@ class TileProducts:
     def __init__(self, run: Runner, few: int = 0) -> None:
         self._run, self._few = run, few
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return partial(self._multiply, name.removeprefix("matmul_"))
+        self.MATMUL = {product: partial(self._multiply, product) for product in NUM_WEIGHT_PARTS}
+        self.matmul_i8g64_int16 = self.MATMUL["i8g64_int16"]
 
     def _multiply(self, product: str, *arguments: NDArray[Any]) -> None:
         weights, x, out = (
@@ -333,10 +348,10 @@ class TileProducts:
         )
         num_blocks, steps = x[0].shape[:2]
         num_tokens = x[-1].shape[2]
-        if product == "c4g32":
+        if product in CODEBOOK_SIZES:
             x = *x, corrections(x[0])
             # Many tokens go through a panel.
-            product = product if num_tokens == 1 or self._few else "c4g32-panel"
+            product = product if num_tokens == 1 or self._few else f"{product}-panel"
         product += f"-{self._few}" if self._few else ""
         for tile in range(len(weights[0])):
             parts = [part if part.ndim == 2 else part[tile] for part in weights]

@@ -43,18 +43,13 @@ with cache_folder.caching_for(Path(__file__).parent):
 BLOCK_TOKENS = matmul.BLOCK_TOKENS
 # Formats whose products run together in `run_products`, and a function for each format alone.
 FUSED_FORMATS = frozenset(products.FORMAT_IDS if matmul.INSTRUCTION_SET is not None else ())
-MATMUL = {
-    "bf16": matmul.matmul_bf16 if matmul.INSTRUCTION_SET is not None else portable.matmul_bf16,
-    "c4g32": portable.matmul_c4g32,
-    "i6g32": portable.matmul_i6g32,
-    "i8g64": portable.matmul_i8g64,
-}
+MATMUL = {**portable.MATMUL, **({"bf16": matmul.matmul_bf16} if matmul.INSTRUCTION_SET is not None else {})}
 _int16 = int16_activations if matmul.INSTRUCTION_SET is not None else portable
 matmul_i8g64_int16 = _int16.matmul_i8g64_int16
 
 _kernels = (
     attend, block_activations, geglu, matmul_i8g64_int16, multiply, quantize_activations, quantize_activations_int16,
-    rms_norm, rope, write_pages, *MATMUL.values(),
+    rms_norm, rope, write_pages, *set(MATMUL.values()),
 )  # fmt: skip
 for _kernel in _kernels:
     quick_load.load_quickly(_kernel)

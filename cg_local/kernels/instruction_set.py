@@ -26,12 +26,15 @@ class InstructionSet(Protocol):
         register_rows: int32 lanes of a register; a divisor of `packing.TILE_ROWS`.
         signed_offset: what `signed_weights` adds to each weight; the caller repays it through the codes' sums.
         folds_scales: whether the class is a `PairProducts`.
+        value_offset: what `dot` wants added to codebook values: packing.CODEBOOK_OFFSET, or 0 where it takes signed
+            bytes. One that is not 0 makes the class a `PairProducts` or an `UnsignedValues`.
     """
 
     name: str
     register_rows: int
     signed_offset: int
     folds_scales: bool
+    value_offset: int
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """Add to each lane the sum of its four products unsigned byte (0..127) * signed byte (-127..127)."""
@@ -68,6 +71,13 @@ class InstructionSet(Protocol):
 
     def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
         """Return the int32 lanes of a total."""
+
+
+class UnsignedValues(InstructionSet, Protocol):
+    """What an instruction set has that needs the offset of values taken away from half a group's integer sum."""
+
+    def add_words(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value) -> ir.Value:
+        """Add the two signed 16-bit halves of each lane of words, the corrections of 8 columns."""
 
 
 class PairProducts(InstructionSet, Protocol):

@@ -36,6 +36,7 @@ class NeonDotprod:
     register_rows = 4
     signed_offset = 0
     folds_scales = False
+    value_offset = 0
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """One sdot."""

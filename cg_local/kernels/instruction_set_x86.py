@@ -11,6 +11,7 @@ from typing import Any
 from llvmlite import ir
 
 from cg_local.kernels.llvm_vectors import I8, I16, I32, call, splat_constant, vector
+from cg_local.packing import CODEBOOK_OFFSET
 
 
 def even_and_odd_words(builder: ir.IRBuilder, weights: ir.Value, words: ir.VectorType) -> tuple[ir.Value, ir.Value]:
@@ -30,6 +31,7 @@ class Avx2:
     register_rows = 8
     signed_offset = 0
     folds_scales = True
+    value_offset = CODEBOOK_OFFSET
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """Sum pairs of products in 16 bits, pairs of pairs in 32."""
@@ -134,6 +136,7 @@ class AvxVnni:
     register_rows = 8
     signed_offset = 128
     folds_scales = False
+    value_offset = CODEBOOK_OFFSET
 
     def dot(self, builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
         """One vpdpbusd."""
@@ -183,6 +186,10 @@ class AvxVnni:
     def word_sum(self, builder: ir.IRBuilder, total: Any) -> ir.Value:
         """The register itself."""
         return total
+
+    def add_words(self, builder: ir.IRBuilder, total: ir.Value, words: ir.Value) -> ir.Value:
+        """One vpdpwssd with ones."""
+        return self.word_pairs(builder, total, words, splat_constant(total.type, 0x00010001))
 
 
 class Avx512Vnni(AvxVnni):

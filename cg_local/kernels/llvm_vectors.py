@@ -1,7 +1,7 @@
 """LLVM's vector types and the few vector operations that every generator of kernels needs.
 
-This file owns names for types, constants, copies of a scalar, loops, and calls of LLVM intrinsics. It knows no
-processor. Invariant: nothing here depends on the machine that runs it.
+This file owns names for types, constants, copies of a scalar, loops, and calls of LLVM intrinsics and of functions that
+stand once in a module. It knows no processor. Invariant: nothing here depends on the machine that runs it.
 """
 
 from __future__ import annotations
@@ -66,3 +66,24 @@ def loop(
         phi.add_incoming(value, entry)
         phi.add_incoming(result, last)
     return merged
+
+
+def call_shared(
+    builder: ir.IRBuilder, name: str, arguments: list[ir.Value], emit: Callable[[ir.IRBuilder, list[ir.Value]], None]
+) -> None:
+    """Call a function of this name, which `emit` fills at its first use in a module.
+
+    It is not inlined: a tile's code stands once, however many calls there are, which saves seconds of compilation.
+    """
+    module = builder.module
+    function = module.globals.get(name)
+    if function is None:
+        signature = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        function = ir.Function(module, signature, name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        function.attributes.add("nounwind")
+        inner = ir.IRBuilder(function.append_basic_block())
+        emit(inner, list(function.args))
+        inner.ret_void()
+    builder.call(function, arguments)

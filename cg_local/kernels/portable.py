@@ -10,16 +10,32 @@ import numpy as np
 from numba import njit, prange
 
 from cg_local.kernels.bits import float32_from_bits, float32_from_half
-from cg_local.packing import CODEBOOK_OFFSET, GROUP, INT6_OFFSET, INT8_GROUP, SUPER_GROUP, TILE_ROWS
+from cg_local.packing import CODEBOOK_OFFSET, CODEBOOK_SIZES, GROUP, INT6_OFFSET, INT8_GROUP, SUPER_GROUP, TILE_ROWS
+
+
+@njit(inline="always")
+def _nibbles(lines, line, byte):
+    """Return a byte of a line of 8 columns of a group of codes, uint8 [lines, 64]: two nibbles."""
+    if line < lines.shape[0]:
+        return lines[line, byte]
+    # Codes of three bits: the last line is the upper bits of the other three.
+    first, second, third = (lines[0, byte] & 0x88) >> 3, (lines[1, byte] & 0x88) >> 2, (lines[2, byte] & 0x88) >> 1
+    return first | second | third
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
-    """Multiply a c4g32 matrix by quantized activations of `matmul.py` into out, float32 [blocks * T, tiles * 16]."""
-    groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
-    blocks, tokens = x_codes.shape[0], x_codes.shape[2]
+def matmul_codebook(codes, scales, super_scales, codebook, x_codes, x_scales, x_sums, out):
+    """Multiply a matrix with a codebook by quantized activations of `matmul.py` into float32 [blocks * T, tiles * 16].
+
+    The shapes of codes and scales tell the format.
+    """
+    per_super = SUPER_GROUP // GROUP
+    blocks, groups, tokens = x_codes.shape[:3]
+    num_lines, num_scales = codes.shape[1] // groups, scales.shape[1] // groups
+    values = codebook[0].astype(np.int32) - CODEBOOK_OFFSET
     for tile in prange(codes.shape[0]):
         dots = np.empty(TILE_ROWS, np.int32)
+        scaled = np.empty(TILE_ROWS, np.float32)
         sums = np.empty(TILE_ROWS, np.float32)
         totals = np.empty(TILE_ROWS, np.float32)
         for block in range(blocks):
@@ -29,19 +45,22 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
                     if group % per_super == 0:
                         sums[:] = 0
                     x = x_codes[block, group, token]
-                    dots[:] = -CODEBOOK_OFFSET * x_sums[block, group, token]
-                    for line in range(GROUP // 8):
-                        lanes = codes[tile, group * (GROUP // 8) + line]
+                    lines = codes[tile, group * num_lines : (group + 1) * num_lines]
+                    scaled[:] = 0
+                    for nth in range(num_scales):
+                        dots[:] = 0
+                        for line in range(nth * 4 // num_scales, (nth + 1) * 4 // num_scales):
+                            for row in range(TILE_ROWS):
+                                for byte in range(4):
+                                    both = _nibbles(lines, line, 4 * row + byte)
+                                    low, high = values[both & 15], values[both >> 4]
+                                    dots[row] += low * x[8 * line + byte] + high * x[8 * line + 4 + byte]
                         for row in range(TILE_ROWS):
-                            for byte in range(4):
-                                both = lanes[4 * row + byte]
-                                low, high = codebook[0, both & 15], codebook[0, both >> 4]
-                                dots[row] += (
-                                    np.int32(low) * x[8 * line + byte] + np.int32(high) * x[8 * line + 4 + byte]
-                                )
-                    factor = x_scales[block, group, token]
+                            scaled[row] += np.float32(dots[row]) * np.float32(
+                                scales[tile, group * num_scales + nth, row]
+                            )
                     for row in range(TILE_ROWS):
-                        sums[row] += np.float32(dots[row]) * (factor * np.float32(scales[tile, group, row]))
+                        sums[row] += scaled[row] * x_scales[block, group, token]
                         if group % per_super == per_super - 1:
                             totals[row] += sums[row] * float32_from_half(super_scales[tile, group // per_super, row])
                 for row in range(TILE_ROWS):
@@ -50,7 +69,7 @@ def matmul_c4g32(codes, scales, super_scales, codebook, x_codes, x_scales, x_sum
 
 @njit(parallel=True, nogil=True, cache=True)
 def matmul_i6g32(codes, scales, super_scales, x_codes, x_scales, x_sums, out):
-    """Multiply an i6g32 matrix by quantized activations; arguments as in `matmul_c4g32`."""
+    """Multiply an i6g32 matrix by quantized activations; arguments as in `matmul_codebook`."""
     groups, per_super = scales.shape[1], SUPER_GROUP // GROUP
     blocks, tokens = x_codes.shape[0], x_codes.shape[2]
     for tile in prange(codes.shape[0]):
@@ -83,7 +102,7 @@ def matmul_i6g32(codes, scales, super_scales, x_codes, x_scales, x_sums, out):
 
 @njit(parallel=True, nogil=True, cache=True)
 def matmul_i8g64(codes, scales, x_codes, x_scales, x_sums, out):
-    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul_c4g32`."""
+    """Multiply an i8g64 matrix by quantized activations; arguments as in `matmul_codebook`."""
     blocks, groups, tokens = x_codes.shape[:3]
     for tile in prange(codes.shape[0]):
         dots = np.empty(TILE_ROWS, np.int32)
@@ -150,3 +169,12 @@ def matmul_bf16(codes, x, out):
                         sums[row] += float32_from_bits(np.uint32(codes[tile, column, row]) << np.uint32(16)) * value
                 for row in range(TILE_ROWS):
                     out[block * tokens + token, tile * TILE_ROWS + row] = sums[row]
+
+
+# The product of each format.
+MATMUL = {
+    **dict.fromkeys(CODEBOOK_SIZES, matmul_codebook),
+    "i6g32": matmul_i6g32,
+    "i8g64": matmul_i8g64,
+    "bf16": matmul_bf16,
+}

@@ -19,11 +19,12 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
-from cg_local.kernels import matmul, matmul_four_bits, matmul_six_bits
+from cg_local.kernels import matmul, matmul_codebook, matmul_six_bits
 from cg_local.kernels.activation_groups import address_of, group_places, quantize_gated
 from cg_local.kernels.matmul import BLOCK_TOKENS, INSTRUCTION_SET
+from cg_local.kernels.matmul_codebook import CodebookFormat
 from cg_local.kernels.workers import WORKER, load_arguments, pack, run_workers, take, worker_address
-from cg_local.packing import GROUP, INT8_GROUP, SUPER_GROUP, TILE_ROWS, PackedMatrix, num_tiles
+from cg_local.packing import CODEBOOK_SIZES, GROUP, SUPER_GROUP, TILE_ROWS, PackedMatrix, num_tiles
 
 Floats = NDArray[np.float32]
 # Codes, scales, sums and corrections in the block layout of `matmul.py`.
@@ -32,22 +33,21 @@ Quantized = tuple[NDArray[np.int8], Floats, NDArray[np.int32], NDArray[np.int32]
 # What becomes of a product: stored, added to what is there, or (first gate, then up) gated and quantized.
 STORE, ADD, GATE = 0, 1, 2
 # Columns of the table of jobs, one row a matrix; addresses are of the parts of `packing.part_layout`.
-FORMAT, CODES, SCALES, SUPER_SCALES, CODEBOOK, CODE_BYTES, TILES, GROUPS, OUT, STRIDE, JOB_FIELDS = range(11)
-C4G32, I8G64, I6G32 = range(3)
-FORMAT_IDS = {"c4g32": C4G32, "i8g64": I8G64, "i6g32": I6G32}
+FORMAT, CODES, SCALES, SUPER_SCALES, CODEBOOK, CODE_BYTES, SCALE_BYTES, TILES, GROUPS, OUT, STRIDE, JOB_FIELDS = range(
+    12
+)
+C4G32, C4G16, C3G32, I8G64, I6G32 = range(5)
+FORMAT_IDS = {"c4g32": C4G32, "c4g16": C4G16, "c3g32": C3G32, "i8g64": I8G64, "i6g32": I6G32}
 _PART_FIELDS = {"codes": CODES, "scales": SCALES, "super_scales": SUPER_SCALES, "codebook": CODEBOOK}
 # Tiles whose results a worker holds at a time: two of the gate and two of the up projection, one group of columns.
 SCRATCH_TILES = 4
 # Runs of tiles per thread: fewer would leave threads waiting at the end, more would meet at the counter too often.
 _RUNS = 16
-# How many tokens of a block the tiles multiply that look up nibbles where they use them, or that take part of a block:
+# How many tokens of a block the tiles multiply that look up codes where they use them, or that take part of a block:
 # two cost little more than one, and with four the registers are full.
-FEW_TOKENS = {"c4g32": (2, 3), "i8g64": (2, BLOCK_TOKENS), "i6g32": (2, BLOCK_TOKENS)}
+FEW_TOKENS = {**dict.fromkeys(CODEBOOK_SIZES, (2, 3)), "i8g64": (2, BLOCK_TOKENS), "i6g32": (2, BLOCK_TOKENS)}
 _SUBGROUPS = SUPER_GROUP // GROUP
-_PANEL_GROUPS = matmul_four_bits.PANEL_COLUMNS // GROUP
-# Bytes of codes of 16 rows and 32 columns.
-_C4_BYTES = TILE_ROWS * GROUP // 2
-_CODE_BYTES = {"c4g32": _C4_BYTES, "i8g64": TILE_ROWS * GROUP, "i6g32": TILE_ROWS * GROUP * 6 // 8}
+_PANEL_GROUPS = matmul_codebook.PANEL_COLUMNS // GROUP
 
 
 def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
@@ -58,8 +58,11 @@ def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
     """
     table = np.zeros((len(matrices), JOB_FIELDS), np.int64)
     for row, matrix in zip(table, matrices, strict=True):
-        row[FORMAT], row[CODE_BYTES] = FORMAT_IDS[matrix.format], _CODE_BYTES[matrix.format]
+        row[FORMAT] = FORMAT_IDS[matrix.format]
         row[TILES], row[GROUPS] = num_tiles(matrix.shape[0]), matrix.shape[1] // GROUP
+        # Of 16 rows and 32 columns.
+        for part, field in (("codes", CODE_BYTES), ("scales", SCALE_BYTES)):
+            row[field] = matrix.parts[part].nbytes // (row[TILES] * row[GROUPS])
         for part, field in _PART_FIELDS.items():
             if part in matrix.parts:
                 row[field] = matrix.parts[part].ctypes.data
@@ -69,34 +72,47 @@ def table_of_jobs(matrices: Sequence[PackedMatrix]) -> NDArray[np.int64]:
 @cache
 def scratch_floats(padded_tokens: int) -> int:
     """Return how many float32 of scratch memory each worker needs."""
-    return SCRATCH_TILES * padded_tokens * TILE_ROWS + (matmul_four_bits.PANEL_BYTES + 64) // 4
+    return SCRATCH_TILES * padded_tokens * TILE_ROWS + (matmul_codebook.PANEL_BYTES + 64) // 4
 
 
 if INSTRUCTION_SET is not None:
     _sizes = {format: ((1, 1), *((few, BLOCK_TOKENS) for few in counts)) for format, counts in FEW_TOKENS.items()}
-    _c4_one, _c4_two, _c4_three = (matmul_four_bits.make_c4g32_tile(INSTRUCTION_SET, *s) for s in _sizes["c4g32"])
-    _c4_unpack = matmul_four_bits.make_c4g32_unpack(INSTRUCTION_SET)
-    _c4_panel = matmul_four_bits.make_c4g32_panel_tile(INSTRUCTION_SET, BLOCK_TOKENS)
+    (_c4_one, _c4_two, _c4_three), (_c4g16_one, _c4g16_two, _c4g16_three), (_c3_one, _c3_two, _c3_three) = (
+        [matmul_codebook.make_codebook_tile(INSTRUCTION_SET, CodebookFormat.named(f), *s) for s in _sizes[f]]
+        for f in ("c4g32", "c4g16", "c3g32")
+    )
+    _c4_unpack, _c3_unpack = (matmul_codebook.make_unpack(INSTRUCTION_SET, bits) for bits in (4, 3))
+    # Tiles of one and of two sub-scales in a group; what is unpacked no longer tells its bits.
+    _panel, _panel_g16 = (matmul_codebook.make_panel_tile(INSTRUCTION_SET, count, BLOCK_TOKENS) for count in (1, 2))
     _i8_one, _i8_two, _i8_block = (matmul.make_i8g64_tile(INSTRUCTION_SET, *s) for s in _sizes["i8g64"])
     _i6_one, _i6_two, _i6_block = (matmul_six_bits.make_i6g32_tile(INSTRUCTION_SET, *s) for s in _sizes["i6g32"])
 
 
 @njit(inline="always")
-def multiply_panels(codes, scales, supers, book, x, shape, blocks, panel, out, stride):
-    """Multiply one c4g32 tile, whose parts stand at the first four addresses, by the first blocks of activations."""
+def multiply_panels(job, codes, scales, supers, x, shape, blocks, panel, out, stride):
+    """Multiply one tile of a format with a codebook, whose parts stand at the addresses, by the first blocks."""
+    code_bytes, scale_bytes, book = job[CODE_BYTES], job[SCALE_BYTES], job[CODEBOOK]
     _, groups, tokens = shape
     for first in range(0, groups, _PANEL_GROUPS):
         count = min(_PANEL_GROUPS, groups - first)
-        _c4_unpack(codes + first * _C4_BYTES, book, panel, count)
+        if job[FORMAT] == C3G32:
+            _c3_unpack(codes + first * code_bytes, book, panel, count)
+        else:
+            _c4_unpack(codes + first * code_bytes, book, panel, count)
         # Codes of a matrix lie one behind the other, so a tile's last panel is followed by the next tile's first.
-        following = codes + (first + count) * _C4_BYTES
-        panel_scales, panel_supers = scales + first * TILE_ROWS, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
+        following = codes + (first + count) * code_bytes
+        panel_scales, panel_supers = scales + first * scale_bytes, supers + first // _SUBGROUPS * (2 * TILE_ROWS)
         for block in range(blocks):
             xs, xc, xt, xo = group_places(x, (block * groups + first) * tokens)
-            _c4_panel(
-                panel, panel_scales, panel_supers, np.int64(first == 0), following, xs, xc, xt, xo,
-                out + block * tokens * stride * 4, count, stride,
-            )  # fmt: skip
+            y, is_first = out + block * tokens * stride * 4, np.int64(first == 0)
+            if job[FORMAT] == C4G16:
+                _panel_g16(
+                    panel, panel_scales, panel_supers, is_first, following, code_bytes, xs, xc, xt, xo, y, count, stride
+                )
+            else:
+                _panel(
+                    panel, panel_scales, panel_supers, is_first, following, code_bytes, xs, xc, xt, xo, y, count, stride
+                )
 
 
 @njit(inline="always")
@@ -114,14 +130,12 @@ def compute_tile(job, tile, x, shape, num_tokens, panel, out, stride):
     format = job[FORMAT]
     blocks, groups, tokens = shape
     codes = job[CODES] + tile * groups * job[CODE_BYTES]
-    scales = job[SCALES] + tile * groups * TILE_ROWS
+    scales = job[SCALES] + tile * groups * job[SCALE_BYTES]
     supers, book = job[SUPER_SCALES] + tile * (groups // _SUBGROUPS) * (2 * TILE_ROWS), job[CODEBOOK]
     through_panel = 0
-    if format == C4G32 and 1 < tokens <= num_tokens:
+    if book != 0 and 1 < tokens <= num_tokens:
         through_panel = num_tokens // tokens
-        multiply_panels(codes, scales, supers, book, x, shape, through_panel, panel, out, stride)
-    elif format == I8G64:
-        scales = job[SCALES] + tile * (groups // (INT8_GROUP // GROUP)) * (2 * TILE_ROWS)
+        multiply_panels(job, codes, scales, supers, x, shape, through_panel, panel, out, stride)
     for block in range(through_panel, blocks):
         y = out + block * tokens * stride * 4
         xs, xc, xt, xo = group_places(x, block * groups * tokens)
@@ -133,6 +147,20 @@ def compute_tile(job, tile, x, shape, num_tokens, panel, out, stride):
                 _c4_two(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
             else:
                 _c4_three(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
+        elif format == C4G16:
+            if tokens == 1:
+                _c4g16_one(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
+            elif left <= 2:
+                _c4g16_two(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
+            else:
+                _c4g16_three(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
+        elif format == C3G32:
+            if tokens == 1:
+                _c3_one(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
+            elif left <= 2:
+                _c3_two(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
+            else:
+                _c3_three(codes, scales, supers, book, xs, xc, xt, xo, y, groups, stride)
         elif format == I8G64:
             if tokens == 1:
                 _i8_one(codes, scales, xs, xc, xt, y, groups, stride)

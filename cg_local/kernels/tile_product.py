@@ -9,7 +9,6 @@ The functions made here take addresses (intp) and are called from compiled code 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from cg_local.kernels.activation_groups import EXP_COEFFICIENTS, EXP_LIMIT, LN2_HIGH, LN2_LOW, LOG2_E
-from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, I64, call, loop, splat, splat_constant, vector
+from cg_local.kernels.llvm_vectors import F32, I8, I16, I32, I64, call, call_shared, loop, splat, splat_constant, vector
 
 # Columns of a tile: the keys of a page of 16, or 16 of a value's columns.
 TILE_COLUMNS = 16
@@ -110,27 +109,6 @@ class RegisterTile:
         return b.icmp_signed("<", lane_ids, left)
 
 
-def _call_shared(
-    builder: ir.IRBuilder, name: str, arguments: list[ir.Value], emit: Callable[[ir.IRBuilder, list[ir.Value]], None]
-) -> None:
-    """Call a function of this name, which `emit` fills at its first use in a module.
-
-    It is not inlined: a tile's code stands once, however many calls there are, which saves seconds of compilation.
-    """
-    module = builder.module
-    function = module.globals.get(name)
-    if function is None:
-        signature = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-        function = ir.Function(module, signature, name)
-        function.linkage = "linkonce_odr"
-        function.attributes.add("noinline")
-        function.attributes.add("nounwind")
-        inner = ir.IRBuilder(function.append_basic_block())
-        emit(inner, list(function.args))
-        inner.ret_void()
-    builder.call(function, arguments)
-
-
 def lines_ahead(num_rows: int) -> int:
     """Return how many lines of 64 bytes a tile product of float16 asks for in each BLOCK_STEPS steps.
 
@@ -191,7 +169,7 @@ def make_tile_product(lanes: int, is_rich: bool, num_rows: int, element: str) ->
     def tile_product(typing_context, a, a_stride, b, b_stride, inner, c, c_stride, adds, ahead):
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
             name = f"cg_local.tile_product.{lanes}.{int(is_rich)}.{num_rows}.{element}"
-            _call_shared(builder, name, arguments, emit)
+            call_shared(builder, name, arguments, emit)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 9), generate
