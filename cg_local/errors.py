@@ -20,6 +20,7 @@ The tree:
     ├── BackendError         JAX, its devices or a mesh over them are not as needed
     ├── BatchError           a file of requests, or of results, cannot be used
     ├── CorpusError          texts for calibration or evaluation cannot be read, or are too few
+    ├── QualityError         models cannot be compared, or a comparison's file cannot be used
     ├── BenchmarkError       a measurement, or a program that it needs, failed
     └── TrainingError        a training run, its data or its checkpoint is unusable
 
@@ -98,6 +99,10 @@ class BatchError(CgLocalError):
 
 class CorpusError(CgLocalError):
     """Texts for calibration or evaluation cannot be read, or are too few."""
+
+
+class QualityError(CgLocalError):
+    """Models cannot be compared with each other, or a file of a comparison cannot be read or written."""
 
 
 class BenchmarkError(CgLocalError):

@@ -143,9 +143,7 @@ def _named(path: Path) -> Iterator[ListedFile]:
         return
     language = _language(resolved.name)
     if language is None:
-        raise CorpusError(
-            f"{path}: {resolved.suffix or resolved.name!r} is no known language; name source or text files"
-        )
+        raise CorpusError(f"{path}: {resolved.suffix or resolved.name} is no known language; name source or text files")
     tree = WorkTree(resolved.parent, is_git=False)
     if tree.read(resolved.name) is None:
         raise CorpusError(f"{path}: {tree.refused.get(resolved.name, 'is empty')}; name another file")

@@ -115,7 +115,9 @@ def test_mixture_follows_the_shares(tokenizer: Tokenizer) -> None:
     shares = {kind: count / corpus.num_tokens for kind, count in counts.items()}
     assert shares == pytest.approx({"code": 0.55, "fim": 0.25, "prose": 0.12, "chat": 0.08}, abs=0.04)
     assert {"python", "c"} <= {file.language for file in corpus.files}
-    assert {file.licence for file in corpus.files} == {"PSF-2.0"}
+    # A few of its files state another one, such as those of tomllib.
+    assert "PSF-2.0" in {file.licence for file in corpus.files}
+    assert "not stated" not in {file.licence for file in corpus.files}
 
 
 def test_every_window_starts_with_its_only_bos_and_fits(tokenizer: Tokenizer, folder: Path) -> None:
