@@ -31,6 +31,9 @@ SHARES: dict[Kind, float] = {"code": 0.55, "fim": 0.25, "prose": 0.12, "chat": 0
 MIN_WINDOW_TOKENS = 64
 """A shorter window is mostly its own beginning, and has no room for a gap with text around it."""
 
+MAX_WEIGHED_BYTES = 32_768
+"""Of a file, where languages are weighed against each other: one long file is not a language."""
+
 MIN_EXCERPT_TOKENS = 32
 CHARACTERS_PER_TOKEN = 4
 LOOK_AHEAD = 40
@@ -143,6 +146,8 @@ class _Builder:
 
     def __init__(self, tokenizer: Tokenizer, listed: list[ListedFile], window_tokens: int, is_evaluation: bool) -> None:
         self._tokenizer, self._window_tokens = tokenizer, window_tokens
+        # Only the middle is scored: shorter windows score more of what is computed, and of more files.
+        self._fim_tokens = max(MIN_WINDOW_TOKENS, window_tokens // 2) if is_evaluation else window_tokens
         self.used: dict[TextFile, None] = {}
         groups: dict[str, list[ListedFile]] = {}
         for file in listed:
@@ -154,7 +159,7 @@ class _Builder:
             is_prose = language in PROSE_LANGUAGES.values()
             streams[is_prose][language] = self._excerpts(texts, is_prose)
             # The square root lets small languages be heard without letting a handful of files stand for one.
-            weights[language] = math.sqrt(sum(file.num_bytes for file in files))
+            weights[language] = math.sqrt(sum(min(file.num_bytes, MAX_WEIGHED_BYTES) for file in files))
         self._code = _Mixed(streams[False], weights)
         self._prose = _Mixed(streams[True], weights)
         self._makers: dict[Kind, Callable[[], Window | None]] = {
@@ -212,14 +217,14 @@ class _Builder:
         while (excerpt := mixed.take()) is not None:
             window = plain_window(self._tokenizer, excerpt, kind, self._window_tokens)
             if len(window.token_ids) >= MIN_EXCERPT_TOKENS:
-                return self._noted(mixed, excerpt, window)
+                return self._noted(excerpt, window)
         return None
 
     def _fim(self) -> Window | None:
         while (excerpt := self._code.take()) is not None:
             if len(excerpt.text) >= MIN_EXCERPT_TOKENS * CHARACTERS_PER_TOKEN:
-                window = fim_window(self._tokenizer, excerpt, self._window_tokens, _source_of_chance(excerpt))
-                return self._noted(self._code, excerpt, window)
+                window = fim_window(self._tokenizer, excerpt, self._fim_tokens, _source_of_chance(excerpt))
+                return self._noted(excerpt, window)
         return None
 
     def _chat(self) -> Window | None:
@@ -228,18 +233,17 @@ class _Builder:
                 return None
             window = chat_window(self._tokenizer, excerpt, self._window_tokens, _source_of_chance(excerpt))
             if window is not None:
-                return self._noted(self._code, excerpt, window)
+                return self._noted(excerpt, window)
             self._code.give_back(excerpt)
         return None
 
-    def _noted(self, mixed: _Mixed, excerpt: Excerpt, window: Window) -> Window:
-        mixed.count(excerpt, len(window.token_ids))
+    def _noted(self, excerpt: Excerpt, window: Window) -> Window:
         self.used[excerpt.file] = None
         return window
 
 
 class _Mixed:
-    """Excerpts of several languages, each in proportion to its weight by the tokens that were taken of it."""
+    """Excerpts of several languages, each in proportion to its weight by the characters that were taken of it."""
 
     def __init__(self, streams: dict[str, Iterator[Excerpt]], weights: dict[str, float]) -> None:
         self._streams, self._weights = streams, weights
@@ -256,13 +260,11 @@ class _Mixed:
             language = min(self._streams, key=lambda each: (self._taken[each] + 1) / self._weights[each])
             excerpt = next(self._streams[language], None)
             if excerpt is not None:
+                # Counted when it is first taken, so that one that is given back does not bring more of its language.
+                self._taken[language] += len(excerpt.text)
                 return excerpt
             del self._streams[language]
         return None
-
-    def count(self, excerpt: Excerpt, num_tokens: int) -> None:
-        """Note that a window of so many tokens was made."""
-        self._taken[excerpt.file.language] += num_tokens
 
     def give_back(self, excerpt: Excerpt) -> None:
         """Put an excerpt back for whoever can use it."""

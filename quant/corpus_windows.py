@@ -20,9 +20,9 @@ from cg_local.tokenizer import Tokenizer
 
 Kind = Literal["code", "fim", "prose", "chat"]
 
-GAPS = {"whole_line": 0.35, "line_rest": 0.2, "block": 0.25, "several_lines": 0.1, "characters": 0.1}
-"""How often a gap is what; the proportions that nano's training recipe cuts in, blocks standing for its two kinds of
-syntactic spans. CodeGemma's are not published. Source: `cg_local.training.fim.FimRecipe`."""
+GAPS = {"whole_line": 0.2, "line_rest": 0.15, "block": 0.35, "several_lines": 0.2, "characters": 0.1}
+"""How often a gap is what. The kinds are those that nano's training cuts (`cg_local.training.fim`); CodeGemma's are not
+published. Longer ones are more frequent here, because what is scored is the middle and what is computed the window."""
 
 PATH_RATE = 0.7
 """Share of gaps whose prompt names the path, as in that recipe."""
@@ -142,7 +142,7 @@ def choose_gap(text: str, rng: random.Random) -> tuple[int, int]:
     if kind == "characters":
         start = int(rng.random() * len(text))
         return start, start + 1 + int(rng.random() * (len(text) - start) / 4)
-    first = _visible_line(lines, rng)
+    first = _block_line(lines, rng) if kind == "block" else _visible_line(lines, rng)
     indent = len(lines[first]) - len(lines[first].lstrip())
     if kind == "whole_line":
         return starts[first], starts[first + 1]
@@ -209,6 +209,12 @@ def _visible_line(lines: list[str], rng: random.Random) -> int:
         if lines[line].strip():
             return line
     return next((i for i, text in enumerate(lines) if text.strip()), 0)
+
+
+def _block_line(lines: list[str], rng: random.Random) -> int:
+    """Draw a line that opens a block; any line where none does."""
+    openers = [i for i, line in enumerate(lines[:-1]) if line.strip() and _depth(lines[i + 1]) > _depth(line)]
+    return openers[int(rng.random() * len(openers))] if openers else _visible_line(lines, rng)
 
 
 def _depth(line: str) -> int:

@@ -152,4 +152,5 @@ def _weighted_quantiles(ordered: Doubles, weights: Doubles | Integers, shares: S
     cumulated = np.cumsum(weights)
     # Rounding must not push the last share beyond the last value.
     places = np.searchsorted(cumulated, np.array(shares) * cumulated[-1] * (1 - 1e-12))
-    return ordered[np.minimum(places, len(ordered) - 1)]
+    found: Doubles = ordered[np.minimum(places, len(ordered) - 1)]
+    return found

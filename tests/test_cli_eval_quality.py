@@ -66,7 +66,8 @@ def test_file_called_quality_is_reached_by_a_path(inside: Inside, tmp_path: Path
 
 def test_help_of_both_commands(inside: Inside, tmp_path: Path) -> None:
     ours = inside.run("eval", "quality", "--help", home=tmp_path).stdout.decode()
-    assert "eval quality [OPTIONS] REFERENCE MODEL..." in ours
+    assert "cg-local eval quality [OPTIONS]" in ours
+    assert "REFERENCE" in ours
     assert "FILE.jsonl" in inside.run("eval", "--help", home=tmp_path).stdout.decode()
 
 

@@ -120,6 +120,18 @@ def test_mixture_follows_the_shares(tokenizer: Tokenizer) -> None:
     assert "not stated" not in {file.licence for file in corpus.files}
 
 
+def test_one_long_file_does_not_stand_for_its_language(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    page = "".join(f"<p>Shapes number {n} have an area, and this is what their area is.</p>\n" for n in range(2000))
+    for n in range(40):  # at least one of these is on each side
+        (tmp_path / f"page_{n}.html").write_text(page + f"<p>{n}</p>\n", encoding="utf-8")
+        (tmp_path / f"shape_{n}.py").write_text(PYTHON.format(n=n) * 40, encoding="utf-8")
+    for path in list(tmp_path.glob("*.html"))[1:]:
+        path.unlink()
+    corpora = both(tokenizer, [tmp_path], num_tokens=3000)
+    pages = [window for corpus in corpora for window in corpus.windows if ".html" in window.source]
+    assert 0 < len(pages) < 0.3 * sum(len(corpus.windows) for corpus in corpora)
+
+
 def test_every_window_starts_with_its_only_bos_and_fits(tokenizer: Tokenizer, folder: Path) -> None:
     for window in (window for corpus in both(tokenizer, [folder]) for window in corpus.windows):
         assert window.token_ids[0] == tokenizer.bos_id

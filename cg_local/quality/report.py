@@ -76,15 +76,15 @@ def measure(
         QualityError, BenchmarkError, CapacityError: a file or an engine fails.
     """
     states = reference_states(reference, places, options.states, say)
-    samples = {group: Sample(places.documents[places.mask(group)]) for group in GROUPS}
-    samples = {group: sample for group, sample in samples.items() if sample.num_tokens}
+    # Short texts, or a user's own, may have nothing of a kind.
+    masks = {group: mask for group in GROUPS if (mask := places.mask(group)).any()}
+    samples = {group: Sample(places.documents[mask]) for group, mask in masks.items()}
     compared = []
     for model in models:
         found = []
         for label, figures in _figures_of(reference, states, places, model, options, say):
-            groups = {
-                group: statistics(sample, _chosen(figures, places.mask(group))) for group, sample in samples.items()
-            }
+            parts = {group: _chosen(figures, mask) for group, mask in masks.items()}
+            groups = {group: statistics(samples[group], part) for group, part in parts.items()}
             found.append(_Comparison(label, groups))
         compared.append(found)
     errors = _tensor_errors(reference, models, places, say)
