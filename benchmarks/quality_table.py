@@ -115,22 +115,20 @@ def made_models(opened: Reference, options: argparse.Namespace) -> Iterator[Path
         yield folder
     plain = tuple(filter(None, options.kinds.split(",")))
     make_peer_files(opened.checkpoint.path, options.work / "llama", plain, options.peer_python, say=say)
-    yield from (peer_file(options.work / "llama", kind) for kind in plain)
+    yield from renamed(options.work / "llama", plain, "")
     weighted = tuple(filter(None, options.importance_kinds.split(",")))
     if weighted:
         folder = options.work / "imatrix"
         importance = written_importance(opened, folder)
         make_peer_files(opened.checkpoint.path, folder, weighted, options.peer_python, say=say, importance=importance)
-        yield from renamed(peer_file(folder, kind) for kind in weighted)
+        yield from renamed(folder, weighted, "imatrix-")
 
 
-def renamed(files: Iterator[Path]) -> Iterator[Path]:
-    """Give files made with an imatrix a name that says so, by a link beside them."""
-    for file in files:
-        link = file.with_name(f"imatrix-{file.name.removeprefix('model-')}")
-        if not link.exists():
-            link.symlink_to(file.name)
-        yield link
+def renamed(folder: Path, kinds: Sequence[str], mark: str) -> Iterator[Path]:
+    """Name files by their type and a mark, as they shall stand in tables; `peer_file` finds them by the name's end."""
+    for kind in kinds:
+        file = peer_file(folder, kind)
+        yield file.replace(folder / f"{mark}{FILE_TYPES[kind]}.gguf")
 
 
 def written_importance(opened: Reference, folder: Path) -> Path:
@@ -165,7 +163,7 @@ def pairs(names: Sequence[str]) -> dict[int, int]:
     for index, name in enumerate(names):
         parts = name.lower().split("-")
         kind = next((PAIRS[scheme] for scheme in PAIRS if scheme in parts), None)
-        target = next((i for i, other in enumerate(names) if other.lower() == f"model-{kind}"), None)
+        target = next((i for i, other in enumerate(names) if other.lower() == kind), None)
         if target is not None and index != target:
             found[index] = target
     return found
@@ -194,7 +192,7 @@ def markdown(document: Document) -> str:
         if model["kind"] == PUBLISHED:
             continue
         plain, run = (first_of(model, kind) for kind in (FORMAT_ONLY, END_TO_END))
-        name = f"llama.cpp {shown_name(model)}" if model["kind"] == GGUF else f"**{shown_name(model)}**"
+        name = f"llama.cpp {model['name']}" if model["kind"] == GGUF else f"**{model['name']}**"
         cells = [name, f"{model['num_bytes'] / 2**20:.2f}", f"{model['bits_per_weight']:.2f}"]
         cells += [with_interval(found["groups"][group]["kl_mean"]) if found else "-" for found in (plain, run)]
         cells.append(f"{(run or plain)['groups'][group]['top1_agreement']['value']:.1%}" if run or plain else "-")
@@ -213,11 +211,6 @@ def first_of(model: Document, comparison: str) -> Document | None:
     return next((found for found in model["comparisons"] if found["comparison"] == comparison), None)
 
 
-def shown_name(model: Document) -> str:
-    """Return a model's name without what all have in common."""
-    return str(model["name"]).removeprefix("model-")
-
-
 def with_interval(estimate: Mapping[str, float]) -> str:
     """Return a divergence and half of its interval with the digits that mean something."""
     half = (estimate["high"] - estimate["low"]) / 2
@@ -230,8 +223,7 @@ def ratio_text(model: Document, found: Document | None, group: str) -> str:
     if found is None or "ratios" not in found or found["ratios"][group]["kl_mean"]["value"] is None:
         return ""
     ratio = found["ratios"][group]["kl_mean"]
-    other = str(model["baseline"]).removeprefix("model-")
-    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) x {other}"
+    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) x {model['baseline']}"
 
 
 def bytes_at_equal_divergence(document: Document, comparison: str, group: str) -> dict[str, float]:

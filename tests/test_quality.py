@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,3 +323,43 @@ def set_json(path: Path, **changes: object) -> None:
     """Change members of a JSON file, which is made if need be."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps({**document, **changes}), encoding="utf-8")
+
+
+def test_gguf_is_scored_end_to_end_by_the_worker_of_its_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_checkpoint: Makers, places: Places
+) -> None:
+    """A stand-in for llama.cpp's worker answers from a file of logits that this test chooses."""
+    pytest.importorskip("gguf")
+    opened = open_reference("toy", toy_checkpoint("mqa"))
+    export_gguf(opened.checkpoint, tmp_path / "toy.gguf")
+    model = open_compared(tmp_path / "toy.gguf", opened)
+    worker = tmp_path / "worker.py"
+    worker.write_text(FAKE_WORKER)
+    monkeypatch.setattr("cg_local.bench.peers.LLAMA_WORKER", worker)
+    options = Options(kv_dtypes=("float16", "int8"), peer_python=sys.executable)
+    document = measure(opened, places, [model], options, say=silent)
+    plain, first, second = document["models"][0]["comparisons"]
+    assert (plain["comparison"], first["engine"], second["kv_dtype"]) == (FORMAT_ONLY, "llama.cpp", "int8")
+    # All logits of the stand-in are equal: every token costs ln 768.
+    assert first["groups"]["all"]["perplexity"]["value"] == pytest.approx(768)
+    assert second["added_kl"]["all"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert plain["groups"]["all"]["kl_mean"]["value"] < 1e-9  # the very weights
+
+
+FAKE_WORKER = """
+import json, struct, sys
+kinds = []
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["do"] == "load":
+        kinds.append(request["kv_type"])
+        assert kinds[-1] in ("f16", "q8_0"), kinds
+        answer = {}
+    else:
+        assert request["do"] == "batch_logits" and request["token_ids"][0] == 2
+        num_rows = len(request["token_ids"]) - request["first"]
+        with open(request["destination"], "wb") as file:
+            file.write(struct.pack("<f", 0.5) * (num_rows * 768))
+        answer = {"shape": [num_rows, 768]}
+    print(json.dumps(answer), flush=True)
+"""

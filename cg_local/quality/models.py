@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def _of_folder(folder: ModelFolder) -> ComparedModel:
         formats[matrix.format] += math.prod(matrix.shape)
     num_bytes = sum(matrix.num_bytes for matrix in folder.matrices.values())
     num_bytes += sum(gain.nbytes for gain in folder.gains.values())
-    name = folder.path.resolve().name
+    name = _named(folder.path).name
     return ComparedModel(name, FOLDER, folder.path, DequantizedFolder(folder), dict(formats), num_bytes, folder)
 
 
@@ -161,8 +162,13 @@ def _of_checkpoint(checkpoint: Checkpoint) -> ComparedModel:
         num_bytes += size // block.num_values * block.num_bytes
     is_gguf = isinstance(checkpoint, GgufCheckpoint)
     path = checkpoint.path
-    name = path.resolve().stem if is_gguf else path.resolve().name
+    name = _named(path).stem if is_gguf else _named(path).name
     return ComparedModel(name, GGUF if is_gguf else PUBLISHED, path, checkpoint, dict(formats), num_bytes)
+
+
+def _named(path: Path) -> Path:
+    """Return a path with a name, "." too; a link keeps its own."""
+    return Path(os.path.abspath(path))
 
 
 def _check_same_network(path: Path, config: ModelConfig, reference: Reference) -> None:
