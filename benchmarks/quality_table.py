@@ -12,6 +12,7 @@ same checkpoint and scored on the same tokens.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from typing import Any
 
 from cg_local.bench.cards import machine_card
 from cg_local.bench.peers import FILE_TYPES, make_peer_files, peer_file
-from cg_local.bench.setup import write_document
 from cg_local.errors import CgLocalError
 from cg_local.model_store import find_model
 from cg_local.quality.models import GGUF, PUBLISHED, Reference, open_compared, open_reference
@@ -90,9 +90,24 @@ def measured(options: argparse.Namespace) -> None:
     )
     document = measure(opened, Places(texts), models, chosen, say=say)
     document = {**document, "window_tokens": options.window, "machine": machine_card()}
-    write_document(document, output)
+    write_stored(document, output)
     write_plot(document, output.with_suffix(".svg"))
     print(report(document))
+
+
+def write_stored(document: Document, path: Path) -> None:
+    """Store a result with six digits of each figure, a model a line, so that it stays small beside the code."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: rounded(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [rounded(each) for each in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    lines = [json.dumps(rounded(model), separators=(",", ":")) for model in document["models"]]
+    rest = json.dumps({name: rounded(value) for name, value in document.items() if name != "models"})
+    path.write_text(f'{rest[:-1]}, "models": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
 
 def say(text: str) -> None:
@@ -175,8 +190,6 @@ def read(path: Path) -> Document:
     Raises:
         ValueError: it is none.
     """
-    import json
-
     document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict) or "num_scored" not in document:
         raise ValueError(f"{path}: no result of this program")
@@ -188,6 +201,7 @@ def markdown(document: Document) -> str:
     group = next(iter(document["num_scored"]))
     lines = ["| model | MiB | bits a weight | KL, format alone | KL, as run | same top token | KL against |"]
     lines.append("| --- " * 7 + "|")
+    sizes = {model["name"]: model["num_bytes"] for model in document["models"]}
     for model in sorted(document["models"], key=lambda model: model["num_bytes"]):
         if model["kind"] == PUBLISHED:
             continue
@@ -196,7 +210,7 @@ def markdown(document: Document) -> str:
         cells = [name, f"{model['num_bytes'] / 2**20:.2f}", f"{model['bits_per_weight']:.2f}"]
         cells += [with_interval(found["groups"][group]["kl_mean"]) if found else "-" for found in (plain, run)]
         cells.append(f"{(run or plain)['groups'][group]['top1_agreement']['value']:.1%}" if run or plain else "-")
-        cells.append(ratio_text(model, run or plain, group))
+        cells.append(ratio_text(model, run or plain, group, sizes))
         lines.append("| " + " | ".join(cells) + " |")
     scored, documents = document["num_scored"][group], document["num_documents"][group]
     head = (
@@ -218,12 +232,14 @@ def with_interval(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:.{digits}f} ± {half:.{digits}f}"
 
 
-def ratio_text(model: Document, found: Document | None, group: str) -> str:
-    """Return the paired ratio of the mean divergences with its interval, and to which model."""
+def ratio_text(model: Document, found: Document | None, group: str, sizes: Mapping[str, int]) -> str:
+    """Return the paired ratio of the mean divergences with its interval, to which model, and the ratio of bytes."""
     if found is None or "ratios" not in found or found["ratios"][group]["kl_mean"]["value"] is None:
         return ""
     ratio = found["ratios"][group]["kl_mean"]
-    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) x {model['baseline']}"
+    other = model["baseline"]
+    share = model["num_bytes"] / sizes[other]
+    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) x {other} at {share:.2f} x its bytes"
 
 
 def bytes_at_equal_divergence(document: Document, comparison: str, group: str) -> dict[str, float]:

@@ -79,6 +79,15 @@ def test_markdown_has_a_row_for_each_model_by_size(table: ModuleType) -> None:
     assert lines[-1] == "| llama.cpp q4_k_m | 2.00 | 4.50 | 0.0200 ± 0.0020 | - | 95.0% |  |"
 
 
+def test_stored_result_is_read_again_with_six_digits(table: ModuleType, tmp_path: Path) -> None:
+    made = document(model("nano-q4", "model folder", 1000, 1 / 3), model("q4_0", "GGUF", 2000, 0.25))
+    table.write_stored(made, tmp_path / "result.json")
+    found = table.read(tmp_path / "result.json")
+    kl = found["models"][0]["comparisons"][0]["groups"]["code+fim"]["kl_mean"]
+    assert kl["value"] == 0.333333
+    assert {**found, "models": found["models"][1:]} == {**made, "models": made["models"][1:]}
+
+
 def test_what_is_no_result_is_refused(table: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps({"rounds": []}))
