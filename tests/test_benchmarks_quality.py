@@ -75,7 +75,8 @@ def test_markdown_has_a_row_for_each_model_by_size(table: ModuleType) -> None:
     text = table.markdown(document(model("q4_k_m", "GGUF", 2 << 20, 0.02), ours))
     lines = text.splitlines()
     assert "16,400 held-out" in text
-    assert lines[-2] == ("| **nano-q4** | 1.00 | 4.50 | 0.0123 ± 0.0012 | - | 95.0% | 0.50 (0.45 to 0.55) x q4_k_m |")
+    ratio_text = "0.50 (0.45 to 0.55) x q4_k_m at 0.50 x its bytes"
+    assert lines[-2] == f"| **nano-q4** | 1.00 | 4.50 | 0.0123 ± 0.0012 | - | 95.0% | {ratio_text} |"
     assert lines[-1] == "| llama.cpp q4_k_m | 2.00 | 4.50 | 0.0200 ± 0.0020 | - | 95.0% |  |"
 
 
