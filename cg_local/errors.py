@@ -19,6 +19,8 @@ The tree:
     ├── ExportError          weights cannot be written in another project's format
     ├── BackendError         JAX, its devices or a mesh over them are not as needed
     ├── BatchError           a file of requests, or of results, cannot be used
+    ├── CorpusError          texts for calibration or evaluation cannot be read, or are too few
+    ├── QualityError         models cannot be compared, or a comparison's file cannot be used
     ├── BenchmarkError       a measurement, or a program that it needs, failed
     └── TrainingError        a training run, its data or its checkpoint is unusable
 
@@ -93,6 +95,14 @@ class BackendError(CgLocalError):
 
 class BatchError(CgLocalError):
     """A file of requests cannot be read or one of its lines is none, or a file of results cannot be written."""
+
+
+class CorpusError(CgLocalError):
+    """Texts for calibration or evaluation cannot be read, or are too few."""
+
+
+class QualityError(CgLocalError):
+    """Models cannot be compared with each other, or a file of a comparison cannot be read or written."""
 
 
 class BenchmarkError(CgLocalError):

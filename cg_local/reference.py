@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,14 @@ class TensorSource(Protocol):
 
     def tensor(self, name: str) -> Array:
         """A whole tensor; a matrix is [outputs, inputs], a norm weight is stored as an offset from 1."""
+
+
+@runtime_checkable
+class InputObserver(Protocol):
+    """A source of tensors that wants to see what its matrices are multiplied with."""
+
+    def observe(self, name: str, x: Array) -> None:
+        """Take the input of a matrix, float32 [num_tokens, inputs], before it is used; it must not be changed."""
 
 
 def logits(
@@ -97,12 +105,23 @@ def residual_stream(
     yield x
     cos, sin = rotary_table(np.arange(len(ids)), config.head_dim, config.rope_theta)
     for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        h = rms_norm(x, source.tensor(prefix + "input_layernorm.weight"), config.rms_norm_eps)
-        x = x + self_attention(source, prefix + "self_attn.", h, cos, sin)
-        h = rms_norm(x, source.tensor(prefix + "post_attention_layernorm.weight"), config.rms_norm_eps)
-        x = x + feed_forward(source, prefix + "mlp.", h)
+        x = x + attention_branch(source, layer, x, cos, sin)
+        x = x + feed_forward_branch(source, layer, x)
         yield x
+
+
+def attention_branch(source: TensorSource, layer: int, x: Array, cos: Array, sin: Array) -> Array:
+    """Return what a layer's attention adds to the residual stream, float32 [num_tokens, hidden_size]."""
+    prefix = f"model.layers.{layer}."
+    h = rms_norm(x, source.tensor(prefix + "input_layernorm.weight"), source.config.rms_norm_eps)
+    return self_attention(source, prefix + "self_attn.", h, cos, sin)
+
+
+def feed_forward_branch(source: TensorSource, layer: int, x: Array) -> Array:
+    """Return what a layer's feed-forward network adds to the residual stream, float32 [num_tokens, hidden_size]."""
+    prefix = f"model.layers.{layer}."
+    h = rms_norm(x, source.tensor(prefix + "post_attention_layernorm.weight"), source.config.rms_norm_eps)
+    return feed_forward(source, prefix + "mlp.", h)
 
 
 def embed(table: Array, token_ids: NDArray[np.int64], embedding_scale: EmbeddingScale) -> Array:
@@ -175,12 +194,12 @@ def self_attention(source: TensorSource, prefix: str, h: Array, cos: Array, sin:
     config = source.config
 
     def heads(name: str) -> Array:
-        return linear(h, source.tensor(prefix + name)).reshape(len(h), -1, config.head_dim)
+        return project(source, prefix + name, h).reshape(len(h), -1, config.head_dim)
 
     queries = rope(heads("q_proj.weight"), cos, sin)
     keys = rope(heads("k_proj.weight"), cos, sin)
     mixed = attention(queries, keys, heads("v_proj.weight"))
-    return linear(mixed.reshape(len(h), -1), source.tensor(prefix + "o_proj.weight"))
+    return project(source, prefix + "o_proj.weight", mixed.reshape(len(h), -1))
 
 
 def attention(queries: Array, keys: Array, values: Array) -> Array:
@@ -224,9 +243,9 @@ def feed_forward(source: TensorSource, prefix: str, h: Array) -> Array:
 
     Source: arXiv 2002.05202.
     """
-    gate = gelu(linear(h, source.tensor(prefix + "gate_proj.weight")))
-    up = linear(h, source.tensor(prefix + "up_proj.weight"))
-    return linear(gate * up, source.tensor(prefix + "down_proj.weight"))
+    gate = gelu(project(source, prefix + "gate_proj.weight", h))
+    up = project(source, prefix + "up_proj.weight", h)
+    return project(source, prefix + "down_proj.weight", gate * up)
 
 
 def gelu(x: Array) -> Array:
@@ -245,6 +264,13 @@ def gelu(x: Array) -> Array:
     inner *= x
     inner *= np.float32(0.5)
     return inner
+
+
+def project(source: TensorSource, name: str, x: Array) -> Array:
+    """Multiply rows by a matrix of the source, which may want to see them."""
+    if isinstance(source, InputObserver):
+        source.observe(name, x)
+    return linear(x, source.tensor(name))
 
 
 def linear(x: Array, weight: Array) -> Array:

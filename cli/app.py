@@ -40,6 +40,9 @@ COMMANDS = {
     "train": "Train a small model with CodeGemma's recipe.",
 }
 
+# What stands behind a command that also does without it; "eval quality" is eval_quality in the module of that name.
+SUBCOMMANDS = {"eval quality": "Measure how far quantized models are from their published weights."}
+
 HELP = f"""\
 Usage: {PROGRAM} [OPTIONS] COMMAND [ARGS]...
 

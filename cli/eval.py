@@ -42,6 +42,7 @@ def eval(
     A line {"text"} is scored. A line {"prompt", "expected"} or {"prefix", "suffix", "expected"} is answered (greedy)
     and compared with "expected" (or "canonical", "canonical_solution") but for white space at the ends, and the
     expected answer is scored. A run that was cut off goes on where it was when --output is given.
+    `cg-local eval quality` compares models with their published weights instead (a file of that name: ./quality).
 
     \b
     Examples:

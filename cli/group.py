@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PIPE_CLOSED, PROGRAM, discard_stdout
+from cg_local.cli.app import COMMANDS, HELP, INTERRUPTED, PIPE_CLOSED, PROGRAM, SUBCOMMANDS, discard_stdout
 from cg_local.cli.coercion import QuickParameters
 from cg_local.cli.defaults import configured_defaults
 from cg_local.errors import CgLocalError
@@ -35,17 +35,30 @@ class LazyGroup(QuickParameters, TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return a command; None where there is none of that name."""
-        if cmd_name not in COMMANDS:
+        summary = (COMMANDS | SUBCOMMANDS).get(cmd_name)
+        if summary is None:
             return None
-        function = getattr(import_module(f"cg_local.cli.{cmd_name}"), cmd_name)
+        # "eval quality" is the function eval_quality in the module of that name.
+        name = cmd_name.replace(" ", "_")
+        function = getattr(import_module(f"cg_local.cli.{name}"), name)
         settings: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
         if isinstance(function, typer.Typer):
-            function.info.context_settings, function.info.short_help = settings, COMMANDS[cmd_name]
+            function.info.context_settings, function.info.short_help = settings, summary
             return typer.main.get_command(function)
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         settings["default_map"] = configured_defaults(cmd_name)
-        app.command(cmd_name, cls=QuickCommand, context_settings=settings, short_help=COMMANDS[cmd_name])(function)
+        app.command(cmd_name, cls=QuickCommand, context_settings=settings, short_help=summary)(function)
         return typer.main.get_command(app)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first words name: two of them for SUBCOMMANDS, else one.
+
+        A file that is called like a second word is reached by a path: `cg-local eval ./quality`.
+        """
+        both = " ".join(args[:2])
+        if both in SUBCOMMANDS:
+            return both, self.get_command(ctx, both), args[2:]
+        return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of `app`."""

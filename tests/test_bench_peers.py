@@ -168,6 +168,46 @@ def test_llama_cpp_computes_what_the_reference_computes(
 
 
 @pytest.mark.peers
+def test_logits_of_a_whole_prompt_are_those_of_its_tokens_one_by_one(tmp_path: Path) -> None:
+    export_gguf(open_checkpoint(embedded_checkpoint("nano")), tmp_path / "exact.gguf", is_widened=True)
+    token_ids = [2, *np.random.default_rng(0).integers(217, 4000, 599).tolist()]  # more than a batch
+    with llama_worker(PEER_PYTHON) as worker:
+        where = {"destination": str(tmp_path / "logits"), "token_ids": token_ids}
+        worker.ask("load", model=str(tmp_path / "exact.gguf"), num_threads=2, max_context=640, is_exact=True)
+        shape = worker.ask("logits", **where)["shape"]
+        expected = np.fromfile(tmp_path / "logits", "<f4").reshape(shape)
+        for first in (0, 511, 512, 598):
+            shape = worker.ask("batch_logits", **where, first=first)["shape"]
+            found = np.fromfile(tmp_path / "logits", "<f4").reshape(shape)
+            assert found.shape == expected[first:].shape
+            # Matrices of several tokens are multiplied by other kernels, in another order of sums.
+            assert np.abs(found - expected[first:]).max() < 2e-3 * np.ptp(expected)
+        worker.ask("load", model=str(tmp_path / "exact.gguf"), num_threads=2, max_context=640, kv_type="q8_0")
+        shape = worker.ask("batch_logits", **where, first=0)["shape"]
+    rounded = np.fromfile(tmp_path / "logits", "<f4").reshape(shape)
+    assert 0 < np.abs(rounded - expected).max() < 0.1 * np.ptp(expected)
+
+
+@pytest.mark.peers
+def test_importance_changes_what_is_rounded_and_by_how_much(tmp_path: Path) -> None:
+    nano = embedded_checkpoint("nano")
+    name, column = "model.layers.1.mlp.up_proj.weight", 5
+    weights = np.ones(open_checkpoint(nano).shape(name)[1], np.float32)
+    weights[column] = 1000
+    np.savez(tmp_path / "importance.npz", **{"blk.1.ffn_up.weight": weights})
+    found = {}
+    for importance in (None, tmp_path / "importance.npz"):
+        folder = tmp_path / str(importance is None)
+        make_peer_files(nano, folder, ("Q4_0",), PEER_PYTHON, say=lambda text: None, importance=importance)
+        found[importance is None] = open_checkpoint(peer_file(folder, "Q4_0"))
+    exact = open_checkpoint(nano).tensor(name)
+    plain, weighted = (np.square(found[key].tensor(name) - exact).sum(axis=0) for key in (True, False))
+    assert weighted[column] < 0.5 * plain[column]
+    other = "model.layers.0.mlp.up_proj.weight"
+    assert np.array_equal(found[True].tensor(other), found[False].tensor(other))
+
+
+@pytest.mark.peers
 def test_llama_cpp_splits_text_into_the_tokenizers_ids(tmp_path: Path) -> None:
     folder = embedded_checkpoint("nano")
     export_gguf(open_checkpoint(folder), tmp_path / "nano.gguf")

@@ -19,7 +19,9 @@ from cg_local.errors import BenchmarkError
 
 LLAMA_WORKER = Path(__file__).with_name("llama_worker.py")
 # Name of a quantization -> the end of its file's name.
-FILE_TYPES: Mapping[str, str] = {"Q4_0": "q4_0", "Q4_K_M": "q4_k_m", "Q8_0": "q8_0"}
+FILE_TYPES: Mapping[str, str] = {
+    kind: kind.lower() for kind in ("Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS")
+}
 INSTALL = "run `pip install llama-cpp-python` in an environment and give its interpreter with --peer-python"
 
 Say = Callable[[str], None]
@@ -54,7 +56,15 @@ def peer_file(folder: Path, kind: str) -> Path:
     return found[0] if found else folder / f"model-{FILE_TYPES[kind]}.gguf"
 
 
-def make_peer_files(checkpoint: Path, folder: Path, kinds: tuple[str, ...], python: str, *, say: Say) -> None:
+def make_peer_files(
+    checkpoint: Path,
+    folder: Path,
+    kinds: tuple[str, ...],
+    python: str,
+    *,
+    say: Say,
+    importance: Path | None = None,
+) -> None:
     """Write the GGUF files that a folder lacks: the weights as they are, then llama.cpp's own quantizations of them.
 
     Args:
@@ -63,6 +73,7 @@ def make_peer_files(checkpoint: Path, folder: Path, kinds: tuple[str, ...], pyth
         kinds: keys of FILE_TYPES.
         python: an interpreter that has llama-cpp-python.
         say: told what is done.
+        importance: mean squares of each matrix's inputs, an .npz of float32 [inputs] by GGUF name; None: without.
 
     Raises:
         BenchmarkError: llama.cpp cannot quantize, or the folder cannot be made.
@@ -85,17 +96,19 @@ def make_peer_files(checkpoint: Path, folder: Path, kinds: tuple[str, ...], pyth
         export_gguf(opened, exact)
         for kind in missing:
             say(f"quantizing {checkpoint.name} to {kind}")
-            _quantize(exact, peer_file(folder, kind), kind, python)
+            _quantize(exact, peer_file(folder, kind), kind, python, importance)
     finally:
         exact.unlink(missing_ok=True)
 
 
-def _quantize(source: Path, destination: Path, kind: str, python: str) -> None:
+def _quantize(source: Path, destination: Path, kind: str, python: str, importance: Path | None) -> None:
     partial = destination.with_name(f".{destination.name}.partial")
     try:
         with llama_worker(python) as worker:
-            file_type = FILE_TYPES[kind]
-            worker.ask("quantize", source=str(source), destination=str(partial), file_type=file_type, num_threads=0)
+            places = {"source": str(source), "destination": str(partial)}
+            if importance is not None:
+                places["importance"] = str(importance)
+            worker.ask("quantize", **places, file_type=FILE_TYPES[kind], num_threads=0)
         partial.replace(destination)
     finally:
         partial.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from cg_local.languages import language_of
@@ -46,9 +46,9 @@ class WorkTree:
         refused: path to reason, for files that were asked for and not read.
     """
 
-    def __init__(self, root: Path, *, is_git: bool) -> None:
-        """Take the root as it is; `find_work_tree` finds it."""
-        self.root, self.is_git = root, is_git
+    def __init__(self, root: Path, *, is_git: bool, extra_suffixes: Sequence[str] = ()) -> None:
+        """Take the root as it is; `find_work_tree` finds it. Files of `extra_suffixes` (".rst") count as well."""
+        self.root, self.is_git, self._extra_suffixes = root, is_git, frozenset(extra_suffixes)
         self.refused: dict[str, str] = {}
         self._texts: dict[str, str | None] = {}
         self._paths: list[str] | None = None
@@ -65,8 +65,11 @@ class WorkTree:
         if self._paths is None:
             listed = self._listed_by_git() if self.is_git else None
             found = listed if listed is not None else self._walked()
-            self._paths = sorted({path for path in found if language_of(path) and not secret_name(path)})
+            self._paths = sorted({path for path in found if self._is_known(path) and not secret_name(path)})
         return self._paths
+
+    def _is_known(self, path: str) -> bool:
+        return language_of(path) is not None or PurePosixPath(path).suffix.lower() in self._extra_suffixes
 
     def read(self, path: str) -> str | None:
         """The text of a file with newlines only; None, and an entry in `refused`, where it must not be read.
@@ -177,6 +180,11 @@ def find_work_tree(file: Path) -> WorkTree:
             return WorkTree(above, is_git=True)
     marked = (above for above in folders if any((above / mark).exists() for mark in ROOT_MARKS))
     return WorkTree(next(marked, folder), is_git=False)
+
+
+def lies_in_git(folder: Path) -> bool:
+    """Whether a folder is in a git work tree; of an ignored folder in one git lists nothing."""
+    return any((above / ".git").exists() for above in (folder, *folder.parents))
 
 
 def _ignore_lines(folder: Path, name: str = ".gitignore") -> list[str]:

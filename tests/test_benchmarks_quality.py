@@ -1,0 +1,97 @@
+"""The table of quality by bytes: which models stand beside which, bytes at equal divergence, README's text."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from source_tree import ROOT
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[ModuleType]:
+    """Import the script."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import quality_table
+
+        yield quality_table
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def model(name: str, kind: str, size: int, kl: float, **more: Any) -> dict[str, Any]:
+    """Return a model of a document with one comparison."""
+    figures = {
+        "kl_mean": {"value": kl, "low": kl * 0.9, "high": kl * 1.1},
+        "top1_agreement": {"value": 0.95, "low": 0.94, "high": 0.96},
+    }
+    comparison = {"comparison": "format-only", "groups": {"code+fim": figures}, **more}
+    return {
+        "name": name,
+        "kind": kind,
+        "num_bytes": size,
+        "bits_per_weight": 4.5,
+        "baseline": "q4_k_m" if "ratios" in more else None,
+        "comparisons": [comparison],
+    }
+
+
+def document(*models: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of models."""
+    return {
+        "reference": {"name": "nano"},
+        "num_scored": {"code+fim": 16_400, "code": 15_000},
+        "num_documents": {"code+fim": 120, "code": 90},
+        "models": list(models),
+    }
+
+
+def test_models_are_held_against_the_type_of_their_size(table: ModuleType) -> None:
+    names = ["nano-q4", "nano-q4s", "nano-q8", "q4_0", "q4_k_m", "q8_0", "imatrix-q4_0", "nano-q4-gptq", "other"]
+    assert table.pairs(names) == {0: 4, 1: 3, 2: 5, 7: 4}
+
+
+def test_bytes_at_equal_divergence_follow_the_peers_line(table: ModuleType) -> None:
+    peers = [model("q4_0", "GGUF", 1000, 0.04), model("q6_k", "GGUF", 2000, 0.01)]
+    worse = model("q4_1", "GGUF", 1600, 0.05)  # larger and worse than q4_0
+    weighted = model("imatrix-q4_0", "GGUF", 1000, 0.001)
+    # Half way in ln KL: 1500 bytes.
+    ours = model("nano-q4", "model folder", 1200, math.sqrt(0.04 * 0.01))
+    beyond = model("nano-q8", "model folder", 3000, 0.001)
+    found = table.bytes_at_equal_divergence(document(*peers, worse, weighted, ours, beyond), "format-only", "code+fim")
+    assert found == pytest.approx({"nano-q4": 0.8})
+
+
+def test_markdown_has_a_row_for_each_model_by_size(table: ModuleType) -> None:
+    ratio = {"code+fim": {"kl_mean": {"value": 0.5, "low": 0.45, "high": 0.55}}}
+    ours = model("nano-q4", "model folder", 1 << 20, 0.0123, ratios=ratio)
+    text = table.markdown(document(model("q4_k_m", "GGUF", 2 << 20, 0.02), ours))
+    lines = text.splitlines()
+    assert "16,400 held-out" in text
+    ratio_text = "0.50 (0.45 to 0.55) x q4_k_m at 0.50 x its bytes"
+    assert lines[-2] == f"| **nano-q4** | 1.00 | 4.50 | 0.0123 ± 0.0012 | - | 95.0% | {ratio_text} |"
+    assert lines[-1] == "| llama.cpp q4_k_m | 2.00 | 4.50 | 0.0200 ± 0.0020 | - | 95.0% |  |"
+
+
+def test_stored_result_is_read_again_with_six_digits(table: ModuleType, tmp_path: Path) -> None:
+    made = document(model("nano-q4", "model folder", 1000, 1 / 3), model("q4_0", "GGUF", 2000, 0.25))
+    table.write_stored(made, tmp_path / "result.json")
+    found = table.read(tmp_path / "result.json")
+    kl = found["models"][0]["comparisons"][0]["groups"]["code+fim"]["kl_mean"]
+    assert kl["value"] == 0.333333
+    assert {**found, "models": found["models"][1:]} == {**made, "models": made["models"][1:]}
+
+
+def test_what_is_no_result_is_refused(table: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({"rounds": []}))
+    with pytest.raises(ValueError, match="no result of this program"):
+        table.read(path)
+    assert table.main(["text", str(tmp_path / "gone.json")]) == 1
