@@ -21,7 +21,7 @@ from cg_local.quant.encoder import Encoder, SearchEncoder
 from cg_local.quant.schemes import GAIN_FORMAT, QuantizationPlan, TensorPlan
 from cg_local.quant.slabs import block_bytes, rows_of
 
-BLOCKS_PER_THREAD = 2
+BLOCKS_PER_THREAD = 3
 HASHED_BYTES = 16 << 20
 
 
@@ -66,19 +66,22 @@ def _encoding_seconds(encoder: Encoder, tensors: Sequence[TensorPlan], threads: 
     """Time for all matrices of one format."""
     largest = max(tensors, key=_num_weights)
     rows = largest.shape[0]
-    # Compiled code is loaded by the first call, or even made, which the conversion does once as well but never again.
+    block_rows = min(rows_of(largest, block_bytes(threads)), rows)
+
+    def encode(num_blocks: int) -> float:
+        starts = [number * (rows - block_rows) // num_blocks // TILE_ROWS * TILE_ROWS for number in range(num_blocks)]
+        started = time.perf_counter()
+        for future in [pool.submit(encoder.encode, largest, start, start + block_rows) for start in starts]:
+            future.result()
+        return time.perf_counter() - started
+
+    # The first calls load compiled code, or even make it, and get memory from the system, which happens once.
     encoder.prepare(largest)
-    encoder.encode(largest, 0, min(TILE_ROWS, rows))
+    encode(threads)
     started = time.perf_counter()
     encoder.prepare(largest)
     preparing = time.perf_counter() - started
-    block_rows = min(rows_of(largest, block_bytes(threads)), rows)
-    wanted = BLOCKS_PER_THREAD * threads
-    starts = [number * (rows - block_rows) // wanted // TILE_ROWS * TILE_ROWS for number in range(wanted)]
-    started = time.perf_counter()
-    for future in [pool.submit(encoder.encode, largest, start, start + block_rows) for start in starts]:
-        future.result()
-    per_weight = (time.perf_counter() - started) / (wanted * block_rows * largest.shape[1])
+    per_weight = encode(BLOCKS_PER_THREAD * threads) / (BLOCKS_PER_THREAD * threads * block_rows * largest.shape[1])
     encoder.done(largest)
     return per_weight * sum(map(_num_weights, tensors)) + preparing * len(tensors) / threads
 

@@ -2,7 +2,7 @@
 
 This file owns the order of work, the threads' share of it, the memory bound and what is recorded when. It knows no
 format's details (`encode`), no method's (`encoder`) and no file's layout (`model_folder_writer`). Invariant: the blocks
-in memory together hold at most BLOCKS_BUDGET bytes of float32, and each tensor's are written in order, so the bytes of
+at work together hold at most BLOCKS_BUDGET bytes of float32, and each tensor's are written in order, so the bytes of
 the model folder are the same for every number of threads and whatever interrupted the work.
 
 A slab is what the journal tells of: rows whose float32 values take SLAB_BYTES. A block is what a thread encodes at a
@@ -180,8 +180,9 @@ class SlabPipeline:
             on_slab: called when a slab is on the disk.
         """
         self._encoder, self._store, self._pool = encoder, store, pool
-        self._window = num_threads + 1
         self._block_bytes = block_bytes(num_threads)
+        # While the disk takes a slab, the threads encode another. What waits is encoded, a quarter of float32's size.
+        self._window = num_threads + SLAB_BYTES // self._block_bytes + 1
         self._on_progress, self._on_slab = on_progress, on_slab
 
     def write_all(self, plan: QuantizationPlan) -> tuple[TensorReport, ...]:
@@ -253,5 +254,5 @@ def rows_of(tensor: TensorPlan, num_bytes: int) -> int:
 
 
 def block_bytes(num_threads: int) -> int:
-    """Return the float32 bytes of a block: a thread each has one at work, and one waits to be written."""
+    """Return the float32 bytes of a block, of which each thread has one at work."""
     return min(MAX_BLOCK_BYTES, BLOCKS_BUDGET // (num_threads + 1))
