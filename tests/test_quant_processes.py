@@ -1,7 +1,7 @@
 """Quantizing in processes of their own: killed ones, and such that compile for other instruction sets.
 
-The default run kills some ten processes; 20 random kills, one before each operation on the file system, and the
-instruction sets: pytest -m slow tests/test_quant_processes.py
+The default run kills some ten processes; 20 random kills, one before every third operation on the file system, and
+the instruction sets: pytest -m slow tests/test_quant_processes.py
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ def test_processes_killed_here_and_there_are_continued_to_the_same_bytes(source:
 
 @needs_kills
 @pytest.mark.slow
-def test_processes_killed_before_each_operation_are_continued_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    printed = run_program("kill-each", source, tmp_path / "model", 1)
+def test_processes_killed_before_every_third_operation_are_continued_to_the_same_bytes(
+    source: Path, tmp_path: Path
+) -> None:
+    printed = run_program("kill-each", source, tmp_path / "model", 3)
     assert printed[-1] == "undisturbed"
-    assert printed.count("same") > 200
+    assert printed.count("same") > 60
 
 
 @needs_kills
