@@ -3,7 +3,8 @@
 This file owns the way from an unfinished sibling folder to the destination: the lock, the removal of what a killed
 run left, fsync and the renames. It does not know what the folder holds. Invariant: at the destination there is at any
 moment what was there before or the finished new folder; a killed process leaves at most hidden siblings
-(`.NAME.partial`, `.NAME.old`, `.NAME.lock`), which the next run on the same destination cleans up.
+(`.NAME.partial`, `.NAME.old`, `.NAME.lock`), which the next run on the same destination cleans up or, where it was
+asked to, goes on with.
 """
 
 from __future__ import annotations
@@ -24,22 +25,27 @@ else:
 
 
 class AtomicFolder:
-    """Context manager: fill `partial`, then call `commit`; leaving without it removes everything that was written.
+    """Context manager: fill `partial`, then call `commit`; leaving without it removes what was written, or keeps it.
 
     Attributes:
         destination: absolute path that `commit` creates.
-        partial: the folder to fill meanwhile, on the same file system.
+        workspace: `.NAME.partial`, a folder for what is needed meanwhile, on the same file system.
+        partial: the folder in it that becomes the destination.
+        found_work: whether an earlier run's workspace was there and kept when the context was entered, and not cleared.
     """
 
     destination: Path
+    workspace: Path
     partial: Path
+    found_work: bool
 
-    def __init__(self, destination: Path, error: type[CgLocalError]) -> None:
+    def __init__(self, destination: Path, error: type[CgLocalError], *, keeps_work: bool = False) -> None:
         """Prepare; nothing is touched before the context is entered.
 
         Args:
             destination: where the folder shall appear.
             error: what to raise for everything that a user or the disk can cause.
+            keeps_work: leaving without `commit` keeps the workspace, and entering finds what an earlier run left in it.
 
         Raises:
             error: the destination is the root of a file system.
@@ -48,14 +54,17 @@ class AtomicFolder:
         name = self.destination.name
         if not name:
             raise error(f"{self.destination}: not the name of a new folder; choose another place")
-        self.partial = self.destination.with_name(f".{name}.partial")
+        self.workspace = self.destination.with_name(f".{name}.partial")
+        self.partial = self.workspace / "folder"
         self._old = self.destination.with_name(f".{name}.old")
         self._lock_path = self.destination.with_name(f".{name}.lock")
         self._error = error
+        self._keeps_work = keeps_work
+        self.found_work = False
         self._lock = -1
 
     def __enter__(self) -> AtomicFolder:
-        """Take the lock, clean up after a killed run and create `partial`.
+        """Take the lock, clean up after a killed run and create what is missing of workspace and `partial`.
 
         Raises:
             error (of the constructor): another run holds the lock, or the parent folder cannot be written.
@@ -64,8 +73,11 @@ class AtomicFolder:
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             try:
-                self._clean()
-                self.partial.mkdir()
+                self._settle_old()
+                if not self._keeps_work:
+                    self._remove_work()
+                self.found_work = self._is_own_workspace()
+                self._make_folders()
             except BaseException:
                 self._drop_lock()
                 raise
@@ -76,13 +88,31 @@ class AtomicFolder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.partial, ignore_errors=True)
+        if not self._keeps_work:
+            shutil.rmtree(self.workspace, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._settle_old()
         self._drop_lock()
 
+    def clear(self) -> None:
+        """Empty the workspace: what an earlier run left there is of no use.
+
+        Raises:
+            error (of the constructor): the disk fails.
+        """
+        try:
+            self._remove_work()
+            self.found_work = False
+            self._make_folders()
+        except OSError as cause:
+            raise self._failed(f"cannot be prepared ({cause.strerror})", "choose a writable place") from cause
+
+    def discard(self) -> None:
+        """Let leaving the context remove the workspace, whatever the constructor was told."""
+        self._keeps_work = False
+
     def commit(self, *, replace: bool) -> None:
-        """Sync `partial` to the disk and rename it to the destination.
+        """Sync `partial` to the disk and rename it to the destination; the workspace goes when the context is left.
 
         Args:
             replace: whether a folder at the destination is removed; the caller has judged that it may be.
@@ -98,6 +128,7 @@ class AtomicFolder:
             if os.path.lexists(self.destination):
                 raise self._failed("exists", "remove it or choose another folder")
             os.rename(self.partial, self.destination)
+            self.discard()
             _sync(self.destination.parent)
         except OSError as cause:
             raise self._failed(f"cannot be finished ({cause.strerror})", "check the disk and try again") from cause
@@ -109,10 +140,17 @@ class AtomicFolder:
         elif self._old.exists():
             os.rename(self._old, self.destination)
 
-    def _clean(self) -> None:
-        self._settle_old()
-        if self.partial.is_dir() and not self.partial.is_symlink():
-            shutil.rmtree(self.partial)
+    def _remove_work(self) -> None:
+        if self._is_own_workspace():
+            shutil.rmtree(self.workspace)
+
+    def _make_folders(self) -> None:
+        if not self._is_own_workspace():
+            self.workspace.mkdir()
+        self.partial.mkdir(exist_ok=True)
+
+    def _is_own_workspace(self) -> bool:
+        return self.workspace.is_dir() and not self.workspace.is_symlink()
 
     def _take_lock(self) -> None:
         """Lock the lock file; the operating system releases it when the process ends, however it ends."""

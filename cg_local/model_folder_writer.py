@@ -1,8 +1,9 @@
 """Writing a model folder as a stream, in bounded memory.
 
 This file owns the order of bytes on their way to the disk: every offset is known before the first weight, parts grow
-side by side, and the header comes last. It does not choose formats or codes. Invariant: model.safetensors has no valid
-header, and the destination does not exist, before every byte of every tensor is on the disk.
+side by side, what an earlier run wrote is taken over by its digest, and the header comes last. It does not choose
+formats or codes, and keeps no record of what is sound. Invariant: model.safetensors has no valid header, and the
+destination does not exist, before every byte of every tensor is on the disk.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -37,12 +38,15 @@ from cg_local.safetensors_file import DTYPE_BITS, SafetensorsFile, header_bytes,
 NOTICE_FILES = ("NOTICE", "LICENSE")
 OWN_FILES = frozenset({CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, *NOTICE_FILES})
 DISK_SLACK_BYTES = 16 << 20  # folder entries, copies of small files
+READ_BYTES = 1 << 20
+BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own. Source: POSIX, sys/stat.h
 
 
 class ModelFolderWriter:
-    """Context manager that writes one model folder; leaving it without `finish` leaves nothing behind.
+    """Context manager that writes one model folder; leaving it without `finish` leaves nothing, or the work so far.
 
-    Use: enter, `append` each tensor's bytes in order (different tensors may grow side by side), then `finish`.
+    Use: enter, `append` each tensor's bytes in order (different tensors may grow side by side), then `finish`. With
+    `keeps_work`, an interrupted run's bytes are still there: `restore` what is known to be sound, or `clear` all.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class ModelFolderWriter:
         formats: Mapping[str, str],
         draft: Mapping[str, object],
         overwrite: bool = False,
+        keeps_work: bool = False,
     ) -> None:
         """Lay out the file.
 
@@ -71,8 +76,9 @@ class ModelFolderWriter:
             draft: stands for the details that `finish` will get, and is at least as long as JSON: it fixes the length
                 of the header and so every offset.
             overwrite: replace a model folder at the destination.
+            keeps_work: leaving without `finish` keeps what was written, for a later run on the same destination.
         """
-        self._folder = AtomicFolder(destination, QuantizeError)
+        self._folder = AtomicFolder(destination, QuantizeError, keeps_work=keeps_work)
         self._small_files = {CONFIG_FILE: config_bytes, TOKENIZER_FILE: tokenizer_bytes, **notices}
         self._overwrite = overwrite
         self._layout = file_layout(config, formats)
@@ -98,6 +104,33 @@ class ModelFolderWriter:
         """Bytes of all tensors."""
         return sum(self._lengths.values())
 
+    @property
+    def extents(self) -> dict[str, tuple[int, int]]:
+        """Offset in model.safetensors and length of every tensor, in bytes."""
+        return {name: (self._offsets[name], length) for name, length in self._lengths.items()}
+
+    @property
+    def destination(self) -> Path:
+        """The folder that `finish` creates."""
+        return self._folder.destination
+
+    @property
+    def found_work(self) -> bool:
+        """Whether an earlier run's work was there when the context was entered, and was not cleared."""
+        return self._folder.found_work
+
+    @property
+    def workspace(self) -> Path:
+        """A folder for files that are needed until `finish`, kept or removed together with the written bytes."""
+        return self._folder.workspace
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that the workspace takes on the disk."""
+        files = (path.stat() for path in self.workspace.rglob("*") if path.is_file())
+        # The file of weights has holes where a tensor is not written yet; Windows does not tell.
+        return sum(getattr(status, "st_blocks", status.st_size // BLOCK_BYTES) * BLOCK_BYTES for status in files)
+
     def __enter__(self) -> ModelFolderWriter:
         """Take the destination's lock, judge what is there and look at the free space.
 
@@ -110,25 +143,78 @@ class ModelFolderWriter:
             # After entering, which puts back a folder that a killed run had set aside.
             self._check_destination()
             self._check_space()
-            path = self._folder.partial / WEIGHTS_FILE
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
-            for name, data in self._small_files.items():
-                (self._folder.partial / name).write_bytes(data)
-        except OSError as cause:
+            self._open()
+        except BaseException as cause:
+            if not self._folder.found_work:
+                self.discard()
             self.__exit__(None, None, None)
-            raise self._write_error(cause) from cause
-        except BaseException:
-            self.__exit__(None, None, None)
+            if isinstance(cause, OSError):
+                raise self._write_error(cause) from cause
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._close()
         self._folder.__exit__(kind, value, traceback)
+
+    def clear(self) -> None:
+        """Begin anew: what an earlier run left is of no use. To be called before anything is appended.
+
+        Raises:
+            QuantizeError: the disk fails.
+        """
+        self._close()
+        self._folder.clear()
+        try:
+            self._open()
+        except OSError as cause:
+            raise self._write_error(cause) from cause
+
+    def discard(self) -> None:
+        """Let leaving the context remove what was written, whatever the constructor was told."""
+        self._folder.discard()
+
+    def restore(self, parts: Mapping[str, tuple[int, str]]) -> bool:
+        """Take bytes that an earlier run wrote as appended, if all of them still have their digests.
+
+        Different tensors may be restored in different threads.
+
+        Args:
+            parts: tensor -> (bytes behind those already appended or restored, their SHA-256).
+
+        Returns:
+            Whether they were taken; if not, nothing changed.
+        """
+        digests = {}
+        for name, (num_bytes, sha256) in parts.items():
+            own, digests[name] = hashlib.sha256(), self._digests[name].copy()
+            for data in self._stored(name, self._written[name], num_bytes):
+                own.update(data)
+                digests[name].update(data)
+            if own.hexdigest() != sha256:
+                return False
+        for name, (num_bytes, _) in parts.items():
+            self._digests[name] = digests[name]
+            self._written[name] += num_bytes
+        return True
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a tensor that is wholly written."""
+        assert self._written[name] == self._lengths[name], name
+        return b"".join(self._stored(name, 0, self._lengths[name]))
+
+    def sync(self) -> None:
+        """Write everything appended so far through to the disk.
+
+        Raises:
+            QuantizeError: the disk is full or fails.
+        """
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+        except OSError as cause:
+            raise self._write_error(cause) from cause
 
     def append(self, name: str, part: Array) -> None:
         """Write the next bytes of a tensor.
@@ -162,15 +248,36 @@ class ModelFolderWriter:
         assert len(header) <= self._header_length, "more metadata than reserved"
         # Spaces at the end of the JSON header are part of the format; they fill the rest of what was reserved.
         header = (self._header_length - 8).to_bytes(8, "little") + header[8:].ljust(self._header_length - 8)
-        try:
-            os.fsync(self._descriptor)
-        except OSError as cause:
-            raise self._write_error(cause) from cause
+        os.ftruncate(self._descriptor, max(map(sum, self.extents.values())))
+        self.sync()
         self._write_at(0, memoryview(header))
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._close()
         self._check_destination()  # again: hours may have passed since, and commit removes what it replaces
         self._folder.commit(replace=self._overwrite)
+
+    def _open(self) -> None:
+        path = self._folder.partial / WEIGHTS_FILE
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        # A run that was killed while it finished has left a header; the bytes of the tensors are the restorer's.
+        self._write_at(0, memoryview(bytes(self._header_length)))
+        for name, data in self._small_files.items():
+            (self._folder.partial / name).write_bytes(data)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _stored(self, name: str, start: int, num_bytes: int) -> Iterator[bytes]:
+        """Bytes of a tensor from the file, piece by piece; fewer where the file is cut or unreadable."""
+        try:
+            # A handle of its own, as several threads read and the descriptor has one position.
+            with (self._folder.partial / WEIGHTS_FILE).open("rb") as file:
+                file.seek(self._offsets[name] + start)
+                for position in range(0, num_bytes, READ_BYTES):
+                    yield file.read(min(READ_BYTES, num_bytes - position))
+        except OSError:
+            return
 
     def _write_at(self, offset: int, data: memoryview) -> None:
         try:
@@ -189,7 +296,8 @@ class ModelFolderWriter:
         check_replaceable(path)
 
     def _check_space(self) -> None:
-        needed = self.num_bytes + DISK_SLACK_BYTES
+        # What an interrupted run left is either taken over or cleared.
+        needed = self.num_bytes + DISK_SLACK_BYTES - self.work_bytes
         free = shutil.disk_usage(self._folder.partial).free
         if free < needed:
             raise QuantizeError(

@@ -211,7 +211,7 @@ def _fill_cache(checkpoint: Path, folder: Path, scheme: str, on_progress: Progre
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        quantize(checkpoint, own, scheme, on_progress=on_progress)
+        quantize(checkpoint, own, scheme, is_resumable=False, on_progress=on_progress)
         try:
             own.rename(folder)
         except OSError:

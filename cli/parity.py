@@ -109,7 +109,7 @@ def _opened(model: str, against: Other, scheme: options.Scheme | None, status: S
     from cg_local.quant import quantize
 
     with tempfile.TemporaryDirectory(prefix="cg-local-parity-") as folder:
-        quantize(opened.path, Path(folder) / "model", wanted, on_progress=status.progress(model))
+        quantize(opened.path, Path(folder) / "model", wanted, is_resumable=False, on_progress=status.progress(model))
         status.clear()
         yield replace(open_model(Path(folder) / "model"), name=opened.name)
 

@@ -32,8 +32,13 @@ def progress_bar() -> Iterator[Progress | None]:
     columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("preparing", total=None)
+        has_begun = False
 
         def show(done: int, total: int, tensor: str) -> None:
+            nonlocal has_begun
+            if not has_begun:  # what an interrupted run did took no time of this one's
+                bar.reset(task, total=total, completed=done)
+                has_begun = True
             bar.update(task, completed=done, total=total, description=tensor)
 
         yield show

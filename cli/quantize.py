@@ -12,6 +12,7 @@ from cg_local.cli.published import checkpoint_path, progress_bar
 from cg_local.cli.render import notice, write_stdout
 
 if TYPE_CHECKING:
+    from cg_local.quant.dry_run import Estimate
     from cg_local.quant.report import QuantizationReport
     from cg_local.quant.schemes import QuantizationPlan
 
@@ -24,8 +25,13 @@ def quantize(
     scheme: Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")] = (
         options.Scheme.q4
     ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder at DEST.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an interrupted run has done, instead of continuing it.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare its digests.")] = False,
     threads: Annotated[
         Optional[int], typer.Option("--threads", min=1, help="Threads of the search; default: every processor.")  # noqa: UP045
@@ -33,7 +39,8 @@ def quantize(
 ) -> None:
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
-    Needs at most 1 GiB of memory for any model. DEST appears whole or not at all.
+    Needs at most 512 MiB of memory for 2B. DEST appears whole or not at all; an interrupted run, killed ones too, is
+    continued by the same command. The result is the same bytes, whatever happened on the way.
 
     \b
     Examples:
@@ -50,10 +57,18 @@ def quantize(
         for text in plan.notices:
             notice(text)
         write_stdout(_plan_text(plan))
+        write_stdout(_estimate_text(quant.estimate(checkpoint, scheme.value, num_threads=threads)))
         return
     with progress_bar() as on_progress:
         report = quant.quantize(
-            checkpoint, destination, scheme.value, overwrite=overwrite, on_progress=on_progress, num_threads=threads
+            checkpoint,
+            destination,
+            scheme.value,
+            overwrite=overwrite,
+            restart=restart,
+            on_progress=on_progress,
+            on_notice=notice,
+            num_threads=threads,
         )
     for text in report.notices:
         notice(text)
@@ -74,6 +89,20 @@ def _plan_text(plan: QuantizationPlan) -> str:
         lines.append(f"{format:<8}{len(sizes):>5} tensors  {readable_size(sum(sizes)):>10}\n")
     total = f"{plan.scheme:<8}{len(plan.tensors):>5} tensors  {readable_size(plan.num_bytes):>10}"
     return "".join(lines) + f"{total}  {plan.bits_per_weight:.2f} bits a weight\n"
+
+
+def _estimate_text(estimate: Estimate) -> str:
+    from cg_local.memory import readable_size
+
+    threads = f"{estimate.num_threads} thread{'s' if estimate.num_threads > 1 else ''}"
+    memory = f", at most {readable_size(estimate.peak_bytes)} of memory" if estimate.peak_bytes is not None else ""
+    return f"about {_readable_time(estimate.seconds)} on {threads}{memory}\n"
+
+
+def _readable_time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _report_text(report: QuantizationReport, *, is_verified: bool) -> str:

@@ -15,6 +15,7 @@ from cg_local.model_folder import EMBEDDING, HEAD, gain_shapes, matrix_shapes
 from cg_local.packing import COLUMN_MULTIPLE, packed_bytes
 
 SCHEMES = ("q4", "q8", "bf16")
+GAIN_FORMAT = "f32"  # of a norm gain, which is no matrix and has no format of packing
 BODY_FORMATS: Mapping[str, str] = {"q4": "c4g32", "q8": "i8g64", "bf16": "bf16"}
 # q4 keeps these at 8 bits. The embedding is also the output head and the most sensitive tensor of Gemma; k and v are
 # 0.8 % of 2B and every later token reads their error. Source: ARCHITECTURE.md, section "Weight formats".
@@ -30,7 +31,7 @@ class TensorPlan:
 
     Attributes:
         name: Hugging Face name.
-        format: of packing.FORMATS, or "f32" for a norm gain.
+        format: of packing.FORMATS, or GAIN_FORMAT for a norm gain.
         shape: as published.
         num_bytes: in the model folder.
     """
@@ -70,7 +71,7 @@ class QuantizationPlan:
     @property
     def formats(self) -> dict[str, str]:
         """Format of each matrix, without the gains."""
-        return {tensor.name: tensor.format for tensor in self.tensors if tensor.format != "f32"}
+        return {tensor.name: tensor.format for tensor in self.tensors if tensor.format != GAIN_FORMAT}
 
 
 def plan_checkpoint(checkpoint: Checkpoint, scheme: str) -> QuantizationPlan:
@@ -86,7 +87,7 @@ def plan_checkpoint(checkpoint: Checkpoint, scheme: str) -> QuantizationPlan:
     if scheme not in SCHEMES:
         raise QuantizeError(f"unknown scheme {scheme!r}; known are {', '.join(SCHEMES)}")
     config = checkpoint.config
-    tensors = [TensorPlan(name, "f32", shape, 4 * shape[0]) for name, shape in gain_shapes(config).items()]
+    tensors = [TensorPlan(name, GAIN_FORMAT, shape, 4 * shape[0]) for name, shape in gain_shapes(config).items()]
     notices = list(checkpoint.notices)
     for name, shape in matrix_shapes(config, has_separate_head=checkpoint.has_separate_head).items():
         wanted = format_of(name, scheme)

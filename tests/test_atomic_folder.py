@@ -59,7 +59,7 @@ def test_failing_second_rename_moves_the_old_folder_back(tmp_path, monkeypatch):
     rename = os.rename
 
     def failing(source, target):
-        if str(source).endswith(".partial"):
+        if str(source).endswith("folder"):
             raise OSError(5, "Input/output error")
         rename(source, target)
 
@@ -116,6 +116,53 @@ def test_leftover_lock_of_a_dead_process_does_not_block(tmp_path):
     (tmp_path / ".model.partial" / "file").write_text("half")
     write(tmp_path / "model", "1")
     assert names(tmp_path) == ["model"]
+
+
+def test_work_is_kept_for_the_next_entry_until_it_is_cleared_or_committed(tmp_path):
+    with AtomicFolder(tmp_path / "model", QuantizeError, keeps_work=True) as folder:
+        assert not folder.found_work
+        (folder.workspace / "notes").write_text("1")
+        (folder.partial / "file").write_text("1")
+    assert names(tmp_path) == [".model.partial"]
+    with AtomicFolder(tmp_path / "model", QuantizeError, keeps_work=True) as folder:
+        assert folder.found_work
+        assert (folder.workspace / "notes").read_text() == (folder.partial / "file").read_text() == "1"
+        folder.clear()
+        assert not folder.found_work
+        assert names(folder.workspace) == ["folder"]
+        (folder.workspace / "notes").write_text("2")
+        (folder.partial / "file").write_text("2")
+        folder.commit(replace=False)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["file"]
+
+
+def test_discarded_work_is_not_kept(tmp_path):
+    with AtomicFolder(tmp_path / "model", QuantizeError, keeps_work=True) as folder:
+        folder.discard()
+    assert names(tmp_path) == []
+
+
+def test_kept_work_is_removed_by_who_keeps_none(tmp_path):
+    with AtomicFolder(tmp_path / "model", QuantizeError, keeps_work=True) as folder:
+        (folder.partial / "file").write_text("half")
+    with AtomicFolder(tmp_path / "model", QuantizeError) as folder:
+        assert names(folder.partial) == []
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_link_in_the_place_of_the_workspace_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.txt").write_text("years of work")
+    os.symlink(tmp_path / "elsewhere", tmp_path / ".model.partial")
+    for keeps_work in (False, True):
+        with (
+            pytest.raises(QuantizeError, match="cannot be prepared"),
+            AtomicFolder(tmp_path / "model", QuantizeError, keeps_work=keeps_work),
+        ):
+            pass
+    assert names(tmp_path / "elsewhere") == ["thesis.txt"]
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whose permissions count")

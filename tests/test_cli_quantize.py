@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from command_line import Inside
 
 from cg_local.model_folder import open_model_folder
 from cg_local.models import embedded_checkpoint
+from cg_local.quant.dry_run import Estimate
+from cg_local.quant.journal import Journal, Slab
 
 
 @pytest.fixture
@@ -37,14 +40,16 @@ def test_exact_copy_is_called_exact(inside: Inside, tmp_path: Path, source: str)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(inside: Inside, tmp_path: Path, source: str) -> None:
-    done = inside.run("quantize", source, "out", "--dry-run", home=tmp_path)
+    done = inside.run("quantize", source, "out", "--dry-run", "--threads", "2", home=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.decode() == (
-        "f32         5 tensors     5.0 KiB\n"
-        "i8g64       5 tensors   264.0 KiB\n"
-        "c4g32      10 tensors   552.6 KiB\n"
-        "q4         20 tensors   821.6 KiB  5.13 bits a weight\n"
-    )
+    *plan, estimate = done.stdout.decode().splitlines()
+    assert plan == [
+        "f32         5 tensors     5.0 KiB",
+        "i8g64       5 tensors   264.0 KiB",
+        "c4g32      10 tensors   552.6 KiB",
+        "q4         20 tensors   821.6 KiB  5.13 bits a weight",
+    ]
+    assert re.fullmatch(r"about \d+ s on 2 threads(, at most \d+\.\d [MG]iB of memory)?", estimate)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,6 +61,49 @@ def test_existing_destination_is_refused_unless_told(inside: Inside, tmp_path: P
     assert open_model_folder(tmp_path / "out").scheme == "bf16"
     assert inside.run("quantize", source, "out", "--scheme", "q8", "--overwrite", home=tmp_path).returncode == 0
     assert open_model_folder(tmp_path / "out").scheme == "q8"
+
+
+def test_interrupted_run_says_where_the_work_lies_and_the_same_command_continues_it(
+    inside: Inside, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, left = Journal.add, [12]
+
+    def counting(journal: Journal, slab: Slab) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(journal, slab)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", counting)
+        stopped = inside.run("quantize", source, "out", home=tmp_path)
+    assert (stopped.returncode, stopped.stdout) == (130, b"")
+    kept = r"cg-local: .*\.out\.partial: \d+\.\d MiB of work are kept; the same command continues at \d+ %, "
+    assert re.fullmatch(kept + "with --restart it begins anew\n", stopped.stderr.decode())
+
+    again = inside.run("quantize", source, "out", home=tmp_path)
+    assert again.returncode == 0
+    assert re.fullmatch(r"cg-local: .*out: continues at \d+ %\n", again.stderr.decode())
+
+    left[0] = 5
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", counting)
+        inside.run("quantize", source, "second", home=tmp_path)
+    anew = inside.run("quantize", source, "second", "--restart", home=tmp_path)
+    assert (anew.returncode, anew.stderr) == (0, b"")
+    for name in ("model.safetensors", "config.json", "NOTICE", "tokenizer.model"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (64.4, "64 s"), (95, "2 min"), (3600, "60 min"), (9000, "2.5 h")]
+)
+def test_times_are_rounded_for_a_reader(
+    inside: Inside, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch, seconds: float, text: str
+) -> None:
+    monkeypatch.setattr("cg_local.quant.estimate", lambda *args, **options: Estimate(seconds, None, 1))
+    done = inside.run("quantize", source, "out", "--dry-run", home=tmp_path)
+    assert done.stdout.decode().endswith(f"\nabout {text} on 1 thread\n")
 
 
 def test_missing_source_is_one_line(inside: Inside, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""What the conversion asks a method of quantization for, and the method that needs no data.
+
+This file owns the interface between the two: which tensors, which rows, when a tensor is done, where a method may keep
+files of its own. It writes no weights and knows no threads. Invariant: what an encoder returns for a row depends on the
+source and the encoder's options alone, not on how rows are cut into calls, on threads, or on interruptions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cg_local.checkpoint import Checkpoint
+from cg_local.errors import QuantizeError
+from cg_local.packing import GROUP, TILE_ROWS, Array, PackedMatrix, pack_codebook, part_layout
+from cg_local.quant.encode import EncodedRows, encode_rows, learn_codebook
+from cg_local.quant.schemes import GAIN_FORMAT, TensorPlan
+
+SAMPLE_GROUPS = 8192  # groups of a codebook's sample; four times as many changed no codebook's error by 0.01 dB
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a conversion offers its encoder.
+
+    Attributes:
+        folder: for files of the encoder's own, there again after an interruption and gone with the finished model. What
+            they say must be sound after a kill at any moment: write them beside their place, sync and rename.
+        packed: returns a finished matrix as it stands in the file, by name; after `Encoder.done` of it.
+    """
+
+    folder: Path
+    packed: Callable[[str], PackedMatrix]
+
+
+class Encoder(ABC):
+    """A method of quantization, asked for the rows of one tensor after another.
+
+    `begin` comes first, once. Then for each tensor, in the encoder's order: `prepare`, `encode` for the rows that are
+    not on the disk yet, `constants`, `done`. Of a tensor that an earlier run finished only `done` is called.
+
+    Attributes:
+        options: everything that the method's results depend on beside the source, JSON values; recorded in the model,
+            and work begun with others is not gone on with.
+        is_sequential: a tensor is prepared only when all those before it are done. If not, `prepare` of one runs beside
+            `encode` of the one before, and `done` is called late, but in order.
+    """
+
+    options: Mapping[str, object]
+    is_sequential: bool = False
+
+    def begin(self, place: Workplace) -> None:  # noqa: B027 (most methods keep nothing)
+        """Take note of where files of the method's own may lie."""
+
+    def order(self, tensors: Sequence[TensorPlan]) -> Sequence[TensorPlan]:
+        """Return the tensors in the order in which the method wants them; the file's order does not follow."""
+        return tensors
+
+    def prepare(self, tensor: TensorPlan) -> None:  # noqa: B027
+        """Get ready for `encode` of a tensor's rows; may take long."""
+
+    @abstractmethod
+    def encode(self, tensor: TensorPlan, start: int, stop: int) -> EncodedRows:
+        """Return rows start..stop, whole tiles of them except at the end. Called in several threads at once.
+
+        The parts are named as in the model folder, "" the values of a norm gain.
+
+        Raises:
+            CheckpointError: the rows cannot be read, or hold what no format can.
+            QuantizeError: they are beyond the format's range.
+        """
+
+    def constants(self, tensor: TensorPlan) -> Mapping[str, Array]:
+        """Return the parts that a matrix has once: its codebook."""
+        return {}
+
+    def done(self, tensor: TensorPlan) -> None:  # noqa: B027
+        """Take note that all rows are on the disk, and forget what `prepare` kept."""
+
+
+class SearchEncoder(Encoder):
+    """Codebooks and scales by least squares on the weights alone: the method `fast`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Prepare; nothing is read.
+
+        Args:
+            checkpoint: the source.
+        """
+        self._checkpoint = checkpoint
+        self._books: dict[str, NDArray[np.int64]] = {}
+        self.options = {"search": "data-free"}
+
+    def prepare(self, tensor: TensorPlan) -> None:
+        """Learn the codebook, where the format has one."""
+        if has_codebook(tensor):
+            self._books[tensor.name] = learn_codebook(self._sample(tensor))
+
+    def encode(self, tensor: TensorPlan, start: int, stop: int) -> EncodedRows:
+        """Search codes and scales of rows."""
+        x = self._checkpoint.rows(tensor.name, start, stop)
+        if tensor.format == GAIN_FORMAT:
+            # Gemma stores norm weights as offsets from 1. Source: google/gemma_pytorch, gemma/model.py, RMSNorm.
+            return EncodedRows({"": x + np.float32(1.0)}, np.zeros((len(x), 3)))
+        try:
+            return encode_rows(tensor.format, x, self._books.get(tensor.name))
+        except OverflowError as cause:
+            raise QuantizeError(
+                f"{self._checkpoint.path}: tensor {tensor.name}, rows {start} to {stop - 1}: {cause}; "
+                "use --scheme bf16 or repair the fine-tune"
+            ) from cause
+
+    def constants(self, tensor: TensorPlan) -> Mapping[str, Array]:
+        """Return the codebook."""
+        return {"codebook": pack_codebook(self._books[tensor.name])} if tensor.name in self._books else {}
+
+    def done(self, tensor: TensorPlan) -> None:
+        """Forget the codebook."""
+        self._books.pop(tensor.name, None)
+
+    def _sample(self, tensor: TensorPlan) -> NDArray[np.float32]:
+        """Rows at even distances over the tensor, at least a tile, SAMPLE_GROUPS groups where there are so many."""
+        rows, columns = tensor.shape
+        wanted = min(rows, max(TILE_ROWS, SAMPLE_GROUPS // (columns // GROUP)))
+        numbers = [number * rows // wanted for number in range(wanted)]
+        return np.concatenate([self._checkpoint.rows(tensor.name, row, row + 1) for row in numbers])
+
+
+def has_codebook(tensor: TensorPlan) -> bool:
+    """Whether the values of a matrix are learned from it."""
+    return tensor.format != GAIN_FORMAT and "codebook" in part_layout(tensor.format, (TILE_ROWS, tensor.shape[1]))
