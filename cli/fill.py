@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cg_local.cli import fill_options, options
 from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, choose, refuse_unsure, show
-from cg_local.cli.fill_context import fill_prompt, remember_speed, show_prompt
+from cg_local.cli.fill_context import compilation_watched, fill_prompt, remember_speed, show_prompt
 from cg_local.cli.fill_delivery import MAX_TOGETHER, Document, compute_together, deliver
 from cg_local.cli.fill_places import Place, read_places, without_refused
 from cg_local.cli.render import end_answer, print_json, speculation_counts, timings
@@ -108,9 +108,10 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place, output: Ou
     if given.show_prompt:
         show_prompt(prompt, loaded, as_json=given.json)
         return
-    answers = ask(loaded, prompt, given, place.source)
+    with compilation_watched() as has_compiled:
+        answers = ask(loaded, prompt, given, place.source)
     keep_fill(loaded, answers.reader)
-    remember_speed(given, loaded, answers.reader)
+    remember_speed(given, loaded, answers.reader, has_compiled=has_compiled())
     if given.diff or given.write:
         chosen = choose(answers, place.gap, given, place.source)
         if chosen is not None:
