@@ -40,6 +40,11 @@ def notice(text: str) -> None:
     sys.stderr.flush()
 
 
+def report_error(message: str) -> None:
+    """Tell an error that does not end the command by itself."""
+    notice(f"error: {' '.join(message.split())}")
+
+
 def print_json(document: Mapping[str, object]) -> None:
     """Print a document on stdout as one compact line."""
     write_stdout(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
