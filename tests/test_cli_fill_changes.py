@@ -98,7 +98,7 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
     """The good ones are answered as each would be alone, and in the order in which they were given."""
     home.joinpath("locked.py").write_text("x = 1\n")
     home.joinpath("locked.py").chmod(0o444)
-    places = ("b.py:2", "none.py:4", "a.py:2: error: y", "b.py:99", "words", "locked.py:1", "b.py:1-2")
+    places = ("b.py:2", "none.py:4", "a.py:2: error: y", "b.py:99", "words", "locked.py:1", "b.py:2-3")
     done = command_line.run("fill", *places, "--write", "--json", "--model", str(folder), *LIVELY, home=home)
     assert done.returncode == 1
     documents = [json.loads(line) for line in done.stdout.splitlines()]
@@ -106,7 +106,7 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
     texts = [
         document["candidates"][0]["text"] if "candidates" in document else document["target"] for document in documents
     ]
-    both = answer(model, "", "\ny = 2\n", "b.py")
+    both = answer(model, "x = 1\n", "\n", "b.py")
     assert texts == [b, "none.py:4", answer_in_a(model).decode(), "b.py:99", "words", "locked.py:1:6", both]
     assert [document.get("written") for document in documents] == [True, None, True, None, None, None, False]
     assert home.joinpath("b.py").read_text() == f"x = 1\n# here{b}\ny = 2\n"
@@ -121,12 +121,11 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
 
 
 def test_place_named_twice_is_filled_once(home: Path, folder: Path, model: LocalModel) -> None:
-    places = ("b.py:2", "./b.py:2:7", "b.py:2-2")
-    done = command_line.run(
-        "fill", *places, "--write", "--diff", "--json", "--model", str(folder), *LIVELY, "--temperature", "0", home=home
-    )
+    places = ("b.py:2", "./b.py:2:7", "b.py:2-3")
+    arguments = ("--write", "--diff", "--json", "--model", str(folder), *LIVELY)
+    done = command_line.run("fill", *places, *arguments, home=home)
     documents = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [document.get("written") for document in documents] == [True, True, False]  # the third one replaces the line
+    assert [document.get("written") for document in documents] == [True, True, False]  # the third one overlaps
     assert documents[0]["diff"] == documents[1]["diff"] != ""
     told, failed = done.stderr.decode().splitlines()
     assert told == "cg-local: ./b.py:2:7: named twice; filled once"
@@ -226,6 +225,8 @@ def test_file_that_changes_meanwhile_is_not_written(home: Path, folder: Path) ->
     [
         ((), 2, "name a place, or - to read places from standard input"),
         (("words",), 2, "names no line"),
+        (("b.py", "11"), 2, "a colon is missing: write b.py:11"),
+        (("a.py:1", "b.py", "1-2"), 2, "a colon is missing: write b.py:1-2"),
         (("-:2", "--write"), 2, "--write needs a file; standard input has none"),
         (("a.py:1", "b.py:1", "--path", "c.py"), 2, "names one file, and 2 are to be filled"),
         (("locked.py:1", "--write"), 1, "locked.py: read-only (mode 444); make it writable (chmod u+w "),
@@ -245,16 +246,24 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     home.joinpath("locked.py").chmod(0o444)
     home.joinpath("twice.py").write_text("x = 1\n")
     os.link(home / "twice.py", home / "other.py")
-    done = command_line.run(
-        "fill",
-        *arguments,
-        "--model",
-        "no-such-model",
-        home=home,
-        stdin=b"no place\n" if "-:2" not in arguments else b"a\nb\n",
-    )
+    model = () if "--undo" in arguments else ("--model", "no-such-model")
+    stdin = b"no place\n" if "-:2" not in arguments else b"a\nb\n"
+    done = command_line.run("fill", *arguments, *model, home=home, stdin=stdin)
     error = " ".join(done.stderr.decode().replace("│", " ").split())
     assert (done.returncode, done.stdout, message in error) == (status, b"", True), error
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("arguments", [("pipe:1",), ("pipe:1:2 = 3",), ("pipe:1", "--write"), ("pipe:1", "--diff")])
+def test_named_pipe_is_refused_and_not_waited_for(home: Path, inside: Inside, arguments: tuple[str, ...]) -> None:
+    os.mkfifo(home / "pipe")
+    done = inside.run("fill", *arguments, home=home)
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
+        1,
+        b"",
+        "cg-local: error: pipe: this is a named pipe; name a regular file, or send the text in and write -\n",
+    )
 
 
 def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside) -> None:
