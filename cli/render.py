@@ -200,9 +200,8 @@ def end_answer(result: Completion, *, is_quiet: bool) -> None:
     if not is_quiet and sys.stderr.isatty():
         speed = result.decode_tokens_per_second
         rate = f", {speed:.0f} tokens/s" if speed is not None else ""
-        notice(
-            f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, stopped by {result.stop_reason}"
-        )
+        end = "interrupted" if result.stop_reason == "interrupted" else f"stopped by {result.stop_reason}"
+        notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, {end}")
     if result.stop_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 
