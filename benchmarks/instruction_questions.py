@@ -64,7 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             model = cg_local.load(options.model, scheme=options.scheme)
             digest = weights_digest(model.path)
-            result |= {"model": model.name, "scheme": model.scheme, "digest": digest, "max_tokens": MAX_TOKENS}
+            # A folder's path tells of the machine, and nothing of the model.
+            result |= {
+                "model": Path(model.name).name,
+                "scheme": model.scheme,
+                "digest": digest,
+                "max_tokens": MAX_TOKENS,
+            }
             answers = [ask(model, question) for question in questions]
         results = judge(questions, answers, sandbox)
     except (CgLocalError, ValueError, OSError, RuntimeError) as error:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from cg_local.bench.cards import machine_card, model_card
+from cg_local.models import embedded_checkpoint
 from cg_local.prompts import infill_prompt
 from cg_local.repository.context import candidates, pack
 from cg_local.repository.work_tree import WorkTree
@@ -109,7 +110,7 @@ def copied(package: str, work: Path, model: str) -> Path:
     The model's card must not name the package; of the standard library all files are copied, and only those that were
     held out are asked for.
     """
-    card = Path(importlib.util.find_spec("cg_local").submodule_search_locations[0], "models", model, "README.md")  # type: ignore[union-attr, index]
+    card = embedded_checkpoint(model) / "README.md"
     if package == STANDARD_LIBRARY:
         source, target = Path(sysconfig.get_path("stdlib")), work / "lib"
     else:
@@ -184,6 +185,7 @@ def ask(model: LocalModel, tree: WorkTree, case: Case, variants: list[Variant]) 
             prefix,
             suffix,
             path=case.path,
+            order=model.infill_order,
             context=[(file.path, file.text) for file in files],
             context_share=variant.context_tokens / variant.prompt_tokens,
             max_prompt_tokens=variant.prompt_tokens,

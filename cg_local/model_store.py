@@ -169,16 +169,39 @@ def renew(found: FoundModel, scheme: str | None = None, on_progress: Progress | 
     return ready_folder(found, scheme, on_progress)
 
 
+def model_digest(found: FoundModel) -> str:
+    """Return what tells a model's content from others', wherever it lies, without reading gigabytes.
+
+    The weights of a model folder are known by the digests in its header. Published ones have none: they are known by
+    their headers, sizes and times.
+    """
+    if found.is_embedded:
+        return cached_folder(found, DEFAULT_SCHEME).name
+    digest, is_ours = hashlib.sha256(), is_model_folder(found.path)
+    for file in sorted(found.path.glob("*")):
+        if file.name in _CHECKPOINT_FILES[:2]:
+            digest.update(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            digest.update(_header(file))
+            status = file.stat()
+            digest.update(b"" if is_ours else f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
 def is_model_folder(path: Path) -> bool:
     """Whether a folder holds (possibly damaged) quantized weights, not published ones."""
     from cg_local.model_folder import METADATA_KEY, WEIGHTS_FILE
 
     try:
-        with path.joinpath(WEIGHTS_FILE).open("rb") as file:
-            header = file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES))
+        return f'"{METADATA_KEY}"'.encode() in _header(path / WEIGHTS_FILE)
     except OSError:
         return False
-    return f'"{METADATA_KEY}"'.encode() in header
+
+
+def _header(weights: Path) -> bytes:
+    """Return the header of a safetensors file, or what stands in its place."""
+    with weights.open("rb") as file:
+        return file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES))
 
 
 def refuse_scheme(found: FoundModel, scheme: str | None, actual: str) -> None:
@@ -196,7 +219,7 @@ def refuse_scheme(found: FoundModel, scheme: str | None, actual: str) -> None:
 
 def _folder(variable: str, function: str) -> Path:
     if value := os.environ.get(variable):
-        return Path(value)
+        return Path(os.path.expanduser(value))  # where no shell has done it, as in a service's environment
     import platformdirs
 
     path: Path = getattr(platformdirs, function)("cg-local", appauthor=False)

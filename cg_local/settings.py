@@ -191,15 +191,17 @@ class Settings:
     def _take_file(self, text: str) -> None:
         document = _parsed(text, self.path)
         for key, value in document.items():
-            if isinstance(value, dict) and key in COMMANDS:
+            if key not in COMMANDS:
+                self._take(text, "", key, value)
+            elif isinstance(value, dict):
                 for name, inner in value.items():
                     self._take(text, key, name, inner)
             else:
-                self._take(text, "", key, value)
+                shown = f"{value!r}"[:60]
+                raise SettingsError(f"{self._where(text, '', key)}: {key} is {shown}; write [{key}] and its keys below")
 
     def _take(self, text: str, table: str, key: str, value: object) -> None:
-        line = _line_of(text, table, key)
-        where = f"{self.path}:{line}" if line else str(self.path)
+        where = self._where(text, table, key)
         name = f"{table}.{key}" if table else key
         _check_key(table, key, where)
         try:
@@ -208,6 +210,10 @@ class Settings:
             shown = f"{value!r}"[:60]
             raise SettingsError(f"{where}: {name} is {shown}; give {SETTINGS[key].expected}") from None
         self._values[table, key] = SetValue(judged, where)
+
+    def _where(self, text: str, table: str, key: str) -> str:
+        line = _line_of(text, table, key)
+        return f"{self.path}:{line}" if line else str(self.path)
 
 
 def judged_text(key: str, text: str | None) -> tuple[str, str, object]:

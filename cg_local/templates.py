@@ -64,6 +64,11 @@ class Template:
         """Whether it says nothing without something to put in."""
         return any(match["name"] in _INPUT and match["default"] is None for match in _VARIABLE.finditer(self.text))
 
+    @property
+    def variables(self) -> set[str]:
+        """Names of all that may be given a value."""
+        return {match["name"] for match in _VARIABLE.finditer(self.text)}
+
     def render(self, question: Question, variables: Mapping[str, str]) -> str:
         """Return the question to ask.
 
@@ -75,7 +80,6 @@ class Template:
             SettingsError: a variable has neither value nor default.
         """
         values = {**_values(question), **variables}
-        used = {match["name"] for match in _VARIABLE.finditer(self.text)}
         missing = sorted(
             {match["name"] for match in _VARIABLE.finditer(self.text) if match["default"] is None} - values.keys()
         )
@@ -83,7 +87,7 @@ class Template:
             raise SettingsError(f"template {self.name}: {missing[0]} has no value; give --var {missing[0]}=TEXT")
         # An empty value, of a language that is not known for one, takes the default too.
         text = _VARIABLE.sub(lambda match: values.get(match["name"]) or match["default"] or "", self.text).strip("\n")
-        if not used & _INPUT and not question.is_empty:
+        if not self.variables & _INPUT and not question.is_empty:
             text += "\n\n" + question.text(is_fenced=True)
         return text
 

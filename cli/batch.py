@@ -97,11 +97,18 @@ class Computer:
                 raise typer.BadParameter(f"is for {other}", param_hint=name)
 
     def settings(self) -> dict[str, object]:
-        """Return what a result may depend on."""
+        """Return what a result may depend on; the model by its content, wherever it lies.
+
+        Raises:
+            ModelFolderError: there is no such model.
+        """
+        from cg_local.model_store import find_model, model_digest
+
         dtype = self.dtype.value if self.dtype else None
         kv_dtype = self.kv_dtype.value if self.kv_dtype else None
         scheme = self.scheme.value if self.scheme else None
-        return {"model": self.model, "scheme": scheme, "by": self.backend.value, "dtype": dtype, "kv": kv_dtype}
+        model = model_digest(find_model(self.model))
+        return {"model": model, "scheme": scheme, "by": self.backend.value, "dtype": dtype, "kv": kv_dtype}
 
     def open(self, max_context: int | None) -> Backend:
         """Load the model.
@@ -178,12 +185,12 @@ def run_requests(
 
     computer.check()
     requests = read_requests(source, is_evaluation=is_evaluation)
-    mark = fingerprint(source, {**computer.settings(), "params": params, "context": max_context, "eval": is_evaluation})
     if output is None:
         found = _compute(computer.open(max_context), requests, params, is_evaluation)
         is_shown = not is_evaluation and is_first(computer)
         return _collect(found, len(requests), 0, _print if is_shown else None)
-    results = ResultFile(output, mark, overwrite=overwrite)
+    settings = {**computer.settings(), "params": params, "context": max_context, "eval": is_evaluation}
+    results = ResultFile(output, fingerprint(source, settings), overwrite=overwrite)
     backend = computer.open(max_context)
     if not is_first(computer):
         skipped = _agreed(computer, 0)

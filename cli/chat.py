@@ -76,6 +76,8 @@ def chat(
       cg-local chat -x -t test -f src/parser.py > tests/test_parser.py
     """
     arguments = {name: value for name, value in locals().items() if name != "context"}
+    if continue_last and session is not None:
+        options.refuse_usage("--continue and --session do not go together: name one conversation")
     # A saved conversation goes on with its own model and system text, unless another one is asked for here.
     if (continue_last or session is not None) and not _is_named(context, "system"):
         arguments["system"] = None

@@ -34,6 +34,7 @@ config = typer.Typer(
       cg-local config show
       cg-local config set model ~/models/codegemma-2b-q4
       cg-local config set chat.temperature 0.4
+      cg-local config unset chat.temperature
       cg-local config edit
     """,
 )
@@ -77,10 +78,11 @@ def path() -> None:
 def edit() -> None:
     """Open config.toml in the editor that VISUAL or EDITOR names; a new one says what can be set."""
     from cg_local.atomic_file import replace_file
-    from cg_local.cli.external_editor import edit_file
+    from cg_local.cli.external_editor import edit_file, editor_command
     from cg_local.model_store import config_path
     from cg_local.settings import Settings
 
+    editor_command()  # before anything is written
     place = config_path()
     if not place.exists():
         replace_file(place, _template().encode())
@@ -105,22 +107,30 @@ def set_value(
       cg-local config set chat.model ~/models/codegemma-7b-it-q4
       cg-local config set chat.model
     """
-    import tomlkit
-
-    from cg_local.atomic_file import replace_file
-    from cg_local.settings import Settings, judged_text
+    from cg_local.settings import judged_text
 
     table, name, judged = judged_text(key, value)
-    place = Settings().path  # a file with a fault must be mended by hand
-    document: Any = tomlkit.parse(place.read_text(encoding="utf-8-sig") if place.exists() else "")
-    if value is None:
-        document.get(table, {}).pop(name, None) if table else document.pop(name, None)
-    elif table:
-        document.setdefault(table, tomlkit.table())[name] = judged
-    else:
-        document[name] = judged
-    replace_file(place, tomlkit.dumps(document).encode())
-    Settings()
+    if name == "model" and judged is not None:
+        judged = _found_model(str(judged))
+    _change(table, name, judged)
+
+
+@config.command()
+def unset(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its name, or COMMAND.NAME for one command alone.")],
+) -> None:
+    """Take a setting out of config.toml, so that the built-in default holds again; comments and order stay.
+
+    \b
+    Examples:
+      cg-local config unset temperature
+      cg-local config unset chat.model
+    """
+    from cg_local.settings import judged_text
+
+    table, name, _ = judged_text(key, None)
+    if not _change(table, name, None):
+        notice(f"{key}: was not set")
 
 
 @config.command()
@@ -151,6 +161,46 @@ def templates(json: options.Json = False) -> None:
         mine = " (yours)" if each.path is not None else ""
         write_stdout(f"{visible_line(each.name):<{width}}  {visible_line(each.description)}{mine}\n")
     write_stdout(f"\nyours: {templates_folder()}\n")
+
+
+def _change(table: str, name: str, value: object) -> bool:
+    """Write a value into config.toml, or take it out (None).
+
+    Returns:
+        Whether there was something to do.
+    """
+    import tomlkit
+
+    from cg_local.atomic_file import replace_file
+    from cg_local.settings import Settings
+
+    place = Settings().path  # a file with a fault must be mended by hand
+    document: Any = tomlkit.parse(place.read_text(encoding="utf-8-sig") if place.exists() else "")
+    if value is None:
+        holder = document.get(table, {}) if table else document
+        if name not in holder:
+            return False
+        del holder[name]
+    elif table:
+        document.setdefault(table, tomlkit.table())[name] = value
+    else:
+        document[name] = value
+    replace_file(place, tomlkit.dumps(document).encode())
+    Settings()
+    return True
+
+
+def _found_model(name: str) -> str:
+    """Return a model as config.toml names it: a path that counts from here becomes one that counts from anywhere.
+
+    Raises:
+        ModelFolderError: there is no such model.
+    """
+    from cg_local.model_store import find_model
+
+    found = find_model(name)
+    is_here = not found.path.is_absolute()
+    return str(found.path.absolute()) if is_here else name
 
 
 def _path_of(template: Template) -> str | None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 from cg_local.errors import ConfigError
 
@@ -23,17 +24,24 @@ def editor_command() -> list[str]:
     """Return the program with its arguments: $VISUAL, $EDITOR, or one that is usual on the platform.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or none was named and there is no terminal for a usual one.
     """
     for variable in ("VISUAL", "EDITOR"):
         if value := os.environ.get(variable, "").strip():
             # A path with backslashes is no shell syntax.
             return [part.strip('"') for part in shlex.split(value, posix=os.name != "nt")]
+    # As git has it: whoever names an editor may mean one that needs no terminal.
+    if sys.platform != "win32" and not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
+        raise ConfigError("there is no terminal for an editor; run this in one, or name an editor in EDITOR")
     known = ("notepad",) if sys.platform == "win32" else _UNIX_EDITORS
     found = next((name for name in known if shutil.which(name)), None)
     if found is None:
         raise ConfigError("no editor found; set the environment variable EDITOR to the command of yours")
     return [found]
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def edit_file(path: Path) -> None:

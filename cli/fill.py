@@ -6,9 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import typer
+
 from cg_local.cli import fill_options, options
 from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, choose, refuse_unsure, show
-from cg_local.cli.fill_context import fill_prompt, remember_speed, show_prompt
+from cg_local.cli.fill_conflicts import conflict
+from cg_local.cli.fill_context import compilation_watched, fill_prompt, remember_speed, show_prompt
 from cg_local.cli.fill_delivery import MAX_TOGETHER, Document, compute_together, deliver
 from cg_local.cli.fill_places import Place, read_places, without_refused
 from cg_local.cli.render import end_answer, print_json, speculation_counts, timings
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def fill(
+    command: typer.Context,
     targets: fill_options.Targets = None,
     path: fill_options.Path = None,
     mode: fill_options.ModeOption = options.Mode.auto,
@@ -76,7 +80,10 @@ def fill(
       git show HEAD:a.py | cg-local fill -:7 --path a.py
       cg-local fill src/parser.py:42 --context repo --show-prompt
     """
-    _fill(fill_options.FillArguments(**locals()))
+    given = {name: value for name, value in locals().items() if name != "command"}
+    if message := conflict(options.typed_parameters(command), candidates):
+        options.refuse_usage(message)
+    _fill(fill_options.FillArguments(**given))
 
 
 def _fill(given: FillArguments) -> None:
@@ -108,9 +115,10 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place, output: Ou
     if given.show_prompt:
         show_prompt(prompt, loaded, as_json=given.json)
         return
-    answers = ask(loaded, prompt, given, place.source)
+    with compilation_watched() as has_compiled:
+        answers = ask(loaded, prompt, given, place.source)
     keep_fill(loaded, answers.reader)
-    remember_speed(given, loaded, answers.reader)
+    remember_speed(given, loaded, answers.reader, has_compiled=has_compiled())
     if given.diff or given.write:
         chosen = choose(answers, place.gap, given, place.source)
         if chosen is not None:

@@ -106,7 +106,7 @@ def choose(answers: FillAnswers, gap: Gap, given: FillArguments, source: SourceT
         typer.Exit: with status 130 when nothing was chosen.
     """
     results = answers.results
-    if len(results) < 2 or given.json or answers.reader.stop_reason == "interrupted" or not _has_person():
+    if len(results) < 2 or given.json or answers.reader.stop_reason == "interrupted" or not _has_person(source):
         return results[0] if results else None
     from cg_local.cli.picker import pick
 
@@ -177,7 +177,16 @@ def _title(number: int, result: Infill, total: int) -> str:
     return f"--- {number} of {total}: probability {_probability(result):.2f}{errors}{copies}"
 
 
-def _has_person() -> bool:
-    """Whether a picker can be shown and answered."""
-    is_dumb = os.environ.get("TERM") == "dumb"
-    return not is_dumb and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+def _has_person(source: SourceText) -> bool:
+    """Whether a picker can be shown and answered; a file on standard input leaves the terminal to be read."""
+    from cg_local.infill.cursor import STANDARD_INPUT_NAME
+
+    if os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+        return False
+    if sys.stdin is not None and sys.stdin.isatty():
+        return True
+    if source.name != STANDARD_INPUT_NAME:
+        return False
+    from cg_local.cli.picker import has_keyboard
+
+    return has_keyboard()

@@ -6,7 +6,6 @@ This file owns the way from answers to edits of files, and how edits are shown. 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +14,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from cg_local.cli.app import PROGRAM
+from cg_local.cli.fill_diff import DiffPaths, show_diff
 from cg_local.cli.fill_places import HINT, Place
-from cg_local.cli.render import notice, print_json, write_stdout
-from cg_local.cli.terminal_text import visible_text
+from cg_local.cli.render import notice, print_json, report_error
 from cg_local.errors import SourceFileError
 from cg_local.infill.cursor import STANDARD_INPUT
 from cg_local.infill.edit import Edit, clashes, edit_of, unified_diff
 
 if TYPE_CHECKING:
     from cg_local.infill.journal import Journal, Undo, Write
-
-_KINDS = {"@": "code", "+": "added", "-": "error"}
 
 
 @dataclass
@@ -35,15 +32,30 @@ class Change:
     Attributes:
         place: the first place of the file.
         edits: by the number of the answer.
+        repeats: numbers of answers that are there already, because their place was named before, to the first one's.
     """
 
     place: Place
     edits: dict[int, Edit] = field(default_factory=dict)
+    repeats: dict[int, int] = field(default_factory=dict)
 
-    def diff(self, number: int | None = None) -> str:
+    @property
+    def numbers(self) -> list[int]:
+        """Of all answers that the change holds."""
+        return [*self.edits, *self.repeats]
+
+    @property
+    def file(self) -> Path | None:
+        """What a difference names; None: a text of standard input without a name."""
+        if self.place.target.file != STANDARD_INPUT:
+            return Path(self.place.target.file)
+        return Path(self.place.path) if self.place.path else None
+
+    def diff(self, paths: DiffPaths, number: int | None = None) -> str:
         """Return the difference that all edits make, or one of them."""
-        edits = list(self.edits.values()) if number is None else [self.edits[number]]
-        return unified_diff(_shown_path(self.place), self.place.source.data, edits)
+        edits = list(self.edits.values()) if number is None else [self.edits[self.repeats.get(number, number)]]
+        name = paths.name(self.file) if self.file is not None else STANDARD_INPUT
+        return unified_diff(name, self.place.source.data, edits)
 
 
 def check_writable(places: Sequence[Place]) -> dict[str, str]:
@@ -76,7 +88,7 @@ def changes_of(places: Mapping[int, Place], texts: Mapping[int, str]) -> tuple[l
         texts: the answers, by the same numbers; an empty one changes nothing.
 
     Returns:
-        The changes, and errors by number: of two answers for one place the second is refused.
+        The changes, and errors by number: of two answers whose places overlap the second is refused.
     """
     changes: dict[Path, Change] = {}
     errors = {}
@@ -87,54 +99,50 @@ def changes_of(places: Mapping[int, Place], texts: Mapping[int, str]) -> tuple[l
         edit = edit_of(place.source, place.gap, text)
         if not text or edit.after == edit.before:
             notice(f"{place.name}: the answer {'is empty' if not text else 'is what stands there'}; nothing to change")
+        elif (first := _number_of(edit, change)) is not None:
+            notice(f"{place.name}: named twice; filled once")
+            change.repeats[number] = first
         elif clashes(list(change.edits.values()), edit):
-            errors[number] = f"{place.name}: another answer goes to the same place; name each place once"
+            errors[number] = f"{place.name}: another answer goes to the same place; fill one after the other"
         else:
             change.edits[number] = edit
     return [change for change in changes.values() if change.edits], errors
 
 
 def write_changes(changes: Sequence[Change]) -> dict[int, str]:
-    """Write the files.
+    """Write the files, as one write for `--undo`.
 
     Returns:
         Errors, by the numbers of the answers that were not written.
     """
-    journal, errors = _journal(), {}
-    for change in changes:
-        try:
-            journal.write(Path(change.place.target.file), change.place.source.data, list(change.edits.values()))
-        except SourceFileError as error:
-            errors.update(dict.fromkeys(change.edits, str(error)))
-    return errors
+    from cg_local.infill.journal import FileEdits
+
+    files = [
+        FileEdits(Path(each.place.target.file), each.place.source.data, tuple(each.edits.values())) for each in changes
+    ]
+    try:
+        found = _journal().write_together(files) if files else []
+    except SourceFileError as error:
+        found = [error] * len(changes)
+    failed = [(change, error) for change, error in zip(changes, found, strict=True) if error is not None]
+    return {number: str(error) for change, error in failed for number in change.numbers}
 
 
 def tell_written(changes: Sequence[Change], errors: Mapping[int, str]) -> None:
     """Tell which files were written; `errors` are by the numbers of the answers, and a file is written whole."""
-    for change in changes:
-        if not errors.keys() & change.edits.keys():
-            notice(f"{change.place.target.file}: written; `{PROGRAM} fill --undo` takes it back")
-
-
-def show_diff(text: str) -> None:
-    """Write a difference to stdout, coloured on a terminal; a pipe gets what `patch` and `git apply` take."""
-    if not sys.stdout.isatty():
-        write_stdout(text)
-        return
-    from cg_local.cli.repl.ink import Ink, ink_level
-
-    ink = Ink(ink_level(True))
-    lines = [visible_text(line) for line in text.split("\n")[:-1]]
-    kinds = ["bold" if line.startswith(("--- ", "+++ ")) and number < 2 else "" for number, line in enumerate(lines)]
-    drawn = [ink.draw(line, kind or _KINDS.get(line[:1], "")) for line, kind in zip(lines, kinds, strict=True)]
-    write_stdout("".join(f"{line}\n" for line in drawn))
+    files = [change.place.target.file for change in changes if not errors.keys() & change.edits.keys()]
+    for file in files[:-1]:
+        notice(f"{file}: written")
+    if files:
+        back = "it" if len(files) == 1 else f"all {len(files)}"
+        notice(f"{files[-1]}: written; `{PROGRAM} fill --undo` takes {back} back")
 
 
 def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
     """Take the last writes back: `fill --undo [N] [FILE]...`.
 
     Args:
-        words: of the command line.
+        words: of the command line; what one call of `--write` did counts as one write.
         is_dry: show as a difference what would change, and do nothing.
         as_json: print a document for each write.
 
@@ -145,26 +153,48 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
     count, files = (int(words[0]), words[1:]) if words and words[0].isdecimal() else (1, words)
     if count < 1:
         raise typer.BadParameter(f"{count} writes cannot be taken back.", param_hint="--undo")
+    for word in files:
+        _check_file(word)
     undone = _journal().undo(count, [Path(file) for file in files], is_dry=is_dry)
+    paths = DiffPaths.of([undo.write.file for undo in undone])
     for undo in undone:
-        _tell(undo, is_dry=is_dry, as_json=as_json)
+        _tell(undo, _difference(undo, paths) if is_dry else None, as_json=as_json)
+    if is_dry:
+        paths.tell()
+    num_writes = len({undo.write.group for undo in undone})
+    if num_writes < count:
+        notice(f"{count} writes were asked for; the journal has {num_writes}{' of these files' if files else ''}")
     if any(undo.error for undo in undone):
         raise typer.Exit(1)
 
 
-def report_error(message: str) -> None:
-    """Tell an error that does not end the command."""
-    notice(f"error: {' '.join(message.split())}")
+def _check_file(word: str) -> None:
+    """Refuse what was meant as a place, or as the number of writes.
+
+    Raises:
+        BadParameter: there is no file of that name, and the word reads like one of them.
+    """
+    from cg_local.infill.targets import parse_place
+
+    if Path(word).exists():
+        return
+    if word.isdecimal():
+        raise typer.BadParameter(f"the number of writes comes first: --undo {word} FILE.", param_hint="--undo")
+    try:
+        file = parse_place(word).file
+    except ValueError:
+        return
+    raise typer.BadParameter(f"takes whole writes of a file back, not places: --undo {file}", param_hint="--undo")
 
 
-def _tell(undo: Undo, *, is_dry: bool, as_json: bool) -> None:
-    name, clock = _relative(undo.write.file), undo.write.clock
-    difference = _difference(undo, name) if is_dry else ""
+def _tell(undo: Undo, difference: str | None, *, as_json: bool) -> None:
+    """Tell what became of a write; `difference`: nothing was done, and this would be."""
+    name, clock, is_dry = _relative(undo.write.file), undo.write.clock, difference is not None
     if undo.error is not None:
         report_error(str(undo.error))
     elif not undo.edits:
         notice(f"{name}: the text is as it was before the write of {clock} already")
-    elif not is_dry and sys.stderr.isatty():
+    elif not is_dry and not as_json:
         notice(f"{name}: the write of {clock} is taken back")
     if as_json:
         document: dict[str, object] = {"file": name, "time": clock, "undone": undo.error is None and not is_dry}
@@ -174,8 +204,9 @@ def _tell(undo: Undo, *, is_dry: bool, as_json: bool) -> None:
         show_diff(difference)
 
 
-def _difference(undo: Undo, name: str) -> str:
+def _difference(undo: Undo, paths: DiffPaths) -> str:
     """Return what taking back changes; of a refused write, the texts of the journal, numbered from its first line."""
+    name = paths.name(undo.write.file)
     if undo.data is not None:
         return unified_diff(name, undo.data, undo.edits)
     return "".join(unified_diff(name, *_excerpt(undo.write, number)) for number in range(len(undo.write.edits)))
@@ -193,8 +224,8 @@ def _journal() -> Journal:
     return Journal(state_folder() / "writes")
 
 
-def _shown_path(place: Place) -> str:
-    return place.path or STANDARD_INPUT if place.target.file == STANDARD_INPUT else _relative(Path(place.target.file))
+def _number_of(edit: Edit, change: Change) -> int | None:
+    return next((number for number, other in change.edits.items() if other == edit), None)
 
 
 def _relative(path: Path) -> str:

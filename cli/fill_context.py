@@ -8,6 +8,8 @@ would be asked with.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,12 +108,31 @@ def speed_key(model: LocalModel, threads: int | None) -> str:
     return f"{model.path.resolve()} {model.scheme} {threads or 'all'}"
 
 
-def remember_speed(given: FillArguments, model: LocalModel, answer: Completion) -> None:
-    """Keep what this fill showed of the model's speed, for `--max-wait`."""
+@contextmanager
+def compilation_watched() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Numba has compiled anything in the block; loading from its cache is not that.
+
+    Numba tells of each compilation by an event: https://numba.readthedocs.io/en/stable/developer/event_api.html
+    """
+    from numba.core import event
+
+    with event.install_recorder("numba:compile") as compilations:
+        yield lambda: bool(compilations.buffer)
+
+
+def remember_speed(given: FillArguments, model: LocalModel, answer: Completion, *, has_compiled: bool) -> None:
+    """Keep what this fill showed of the model's speed, for `--max-wait`.
+
+    Args:
+        given: the options.
+        model: what was asked.
+        answer: holds the figures.
+        has_compiled: kernels were compiled meanwhile. That takes up to a minute, once, and says nothing of the speed.
+    """
     from cg_local.prompt_budget import PrefillSpeeds
 
     num_computed = answer.prompt_tokens - answer.cached_tokens
-    if answer.stop_reason != "interrupted":
+    if answer.stop_reason != "interrupted" and not has_compiled:
         PrefillSpeeds.of_user().remember(speed_key(model, given.threads), num_computed, answer.prefill_seconds)
 
 

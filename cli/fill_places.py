@@ -7,6 +7,8 @@ standard input, is read once.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from cg_local.infill.cursor import MAX_SOURCE_BYTES, STANDARD_INPUT, Gap, Source
 from cg_local.infill.targets import parse_place, places_in
 
 HINT = "FILE:LINE[:COL]"
+_LINE = re.compile("[0-9]{1,9}(?:[:-][0-9]{1,9})?")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def read_places(words: Sequence[str], path: str | None) -> Places:
     """
     if not words:
         raise typer.BadParameter("name a place, or - to read places from standard input.", param_hint=HINT)
+    _refuse_missing_colon(words)
     is_list = list(words) == [STANDARD_INPUT]
     texts = _listed() if is_list else list(words)
     read = functools.cache(read_text)
@@ -134,6 +138,17 @@ def _listed() -> list[str]:
     if num_others and sys.stderr.isatty():
         notice(f"standard input: {num_others} lines name no place in a file and are passed over")
     return texts
+
+
+def _refuse_missing_colon(words: Sequence[str]) -> None:
+    """Tell who writes a file and a line as two words, which is a usual slip, what to write.
+
+    Raises:
+        BadParameter: an existing file is followed by a line.
+    """
+    for file, line in itertools.pairwise(words):
+        if _LINE.fullmatch(line) and Path(file).is_file() and not Path(line).exists():
+            raise typer.BadParameter(f"a colon is missing: write {file}:{line}", param_hint=HINT)
 
 
 def _parsed(text: str) -> Target:

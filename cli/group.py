@@ -68,6 +68,9 @@ class LazyGroup(QuickParameters, TyperGroup):
         """Run a command; an interrupt and a closed pipe become exit statuses."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:  # where a parameter's validator is pydantic's, its words come first
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:

@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
+
+from cg_local.cli.render import report_error
 
 
 class Mode(str, Enum):
@@ -133,6 +135,30 @@ KvCacheSize = Annotated[
         help="Disk space that lets conversations and fills go on quickly in a new process; 0: none.",
     ),
 ]
+
+
+def typed_parameters(context: typer.Context) -> list[str]:
+    """Return the parameters that stand on the command line with another value than the default, in its help's order.
+
+    What comes from the settings does not count.
+    """
+    typed = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        is_typed = source is not None and source.name == "COMMANDLINE"
+        if is_typed and context.params.get(parameter.name or "") != parameter.default:
+            typed.append(parameter.name or "")
+    return typed
+
+
+def refuse_usage(message: str) -> NoReturn:
+    """Tell that options contradict each other, in one line.
+
+    Raises:
+        Exit: with status 2.
+    """
+    report_error(message)
+    raise typer.Exit(2)
 
 
 @dataclass(frozen=True)

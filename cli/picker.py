@@ -9,14 +9,19 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from prompt_toolkit.application import Application, get_app
+from prompt_toolkit.data_structures import Point
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.key_processor import KeyPressEvent
-from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
+from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Layout, Window
 from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.styles import Style
@@ -32,7 +37,11 @@ _CONTEXT_LINES = 3
 _MAX_PREVIEW_LINES = 24
 # How long an Esc may be the beginning of another key's sequence.
 _ESCAPE_SECONDS = 0.1
-_HELP = "↑ ↓ choose   Enter takes it   Esc leaves"
+# Below this height lines that only explain make room for the candidates.
+_ROWS_FOR_LEGEND = 10
+_HELP = "↑ ↓ or 1-9 choose   Enter takes it   Esc leaves"
+_SHORT_HELP = "↑↓ Enter Esc"
+_LEGEND = "   #  mean probability of a token, ! where the file would not parse"
 _STYLE = Style.from_dict(
     {"current": "bold", "added": "ansigreen", "removed": "ansired", "hunk": "ansicyan", "help": ""}
 )
@@ -53,13 +62,15 @@ def pick(results: Sequence[Infill], before: str, after: str, replaced: str = "")
     place = 0
     keys = KeyBindings()
 
-    def move(step: int) -> None:
+    def move(to: int) -> None:
         nonlocal place
-        place = (place + step) % len(results)
+        place = to % len(results)
 
     for names, step in ((("up", "k", "c-p"), -1), (("down", "j", "c-n", "tab"), 1)):
         for name in names:
-            keys.add(name)(lambda _, step=step: move(step))
+            keys.add(name)(lambda _, step=step: move(place + step))
+    for number in range(min(len(results), 9)):
+        keys.add(str(number + 1))(lambda _, number=number: move(number))
     keys.add("enter")(lambda event: event.app.exit(result=results[place]))
     for name in ("escape", "q", "c-c", "c-d"):
         keys.add(name)(_leave)
@@ -72,22 +83,73 @@ def pick(results: Sequence[Infill], before: str, after: str, replaced: str = "")
     def preview() -> StyleAndTextTuples:
         return [(_look(line), f"{visible_text(line)}\n") for line in previews[place]]
 
-    height = Dimension(min=1, preferred=min(_MAX_PREVIEW_LINES, max(map(len, previews))))
-    rows = [
-        Window(FormattedTextControl(shown, show_cursor=False), height=len(results), always_hide_cursor=True),
-        Window(char="─", height=1),
-        Window(FormattedTextControl(preview), height=height, dont_extend_height=True),
-        Window(FormattedTextControl([("class:help", _HELP)]), height=1),
-    ]
-    application: Application[Infill | None] = Application(
-        layout=Layout(HSplit(rows)),
-        key_bindings=keys,
-        style=_STYLE,
-        color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
-        erase_when_done=True,
+    with _keyboard() as keyboard:
+        application: Application[Infill | None] = Application(
+            layout=Layout(_rows(shown, preview, lambda: place, len(results), max(map(len, previews)))),
+            key_bindings=keys,
+            style=_STYLE,
+            color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
+            erase_when_done=True,
+            input=keyboard,
+        )
+        application.ttimeoutlen = application.timeoutlen = _ESCAPE_SECONDS
+        return application.run()
+
+
+def has_keyboard() -> bool:
+    """Whether a person can answer, though standard input is not the terminal."""
+    try:
+        with _open_terminal():
+            return True
+    except (OSError, AttributeError):  # AttributeError: Windows, whose terminals have no names
+        return False
+
+
+@contextmanager
+def _keyboard() -> Iterator[Input | None]:
+    """Give the terminal's input where standard input is something else."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        yield None
+        return
+    with _open_terminal() as terminal:
+        yield create_input(stdin=terminal)
+
+
+def _open_terminal() -> TextIO:
+    # By its own name: macOS cannot wait for keys from /dev/tty.
+    return open(os.ttyname(sys.stdout.fileno()), encoding="utf-8")
+
+
+def _rows(
+    shown: Callable[[], StyleAndTextTuples],
+    preview: Callable[[], StyleAndTextTuples],
+    place: Callable[[], int],
+    num_results: int,
+    num_lines: int,
+) -> HSplit:
+    """Lay out candidates, preview and help; a low terminal scrolls the candidates and leaves out what explains."""
+    is_high = Condition(lambda: get_app().output.get_size().rows >= _ROWS_FOR_LEGEND)
+    candidates = FormattedTextControl(shown, show_cursor=False, get_cursor_position=lambda: Point(0, place()))
+
+    def explained(*texts: str) -> StyleAndTextTuples:
+        columns = get_app().output.get_size().columns
+        return [("class:help", next((text for text in texts if len(text) < columns), texts[-1]))]
+
+    return HSplit(
+        [
+            ConditionalContainer(Window(FormattedTextControl(lambda: explained(_LEGEND, "")), height=1), is_high),
+            Window(
+                candidates, height=Dimension(min=1, preferred=num_results, max=num_results), always_hide_cursor=True
+            ),
+            ConditionalContainer(Window(char="─", height=1), is_high),
+            Window(
+                FormattedTextControl(preview),
+                height=Dimension(min=1, preferred=min(_MAX_PREVIEW_LINES, num_lines)),
+                dont_extend_height=True,
+            ),
+            Window(FormattedTextControl(lambda: explained(_HELP, _SHORT_HELP)), height=1),
+        ]
     )
-    application.ttimeoutlen = application.timeoutlen = _ESCAPE_SECONDS
-    return application.run()
 
 
 def gap_diff(before: str, replaced: str, text: str, after: str) -> list[str]:

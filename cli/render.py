@@ -40,6 +40,11 @@ def notice(text: str) -> None:
     sys.stderr.flush()
 
 
+def report_error(message: str) -> None:
+    """Tell an error that does not end the command by itself."""
+    notice(f"error: {' '.join(message.split())}")
+
+
 def print_json(document: Mapping[str, object]) -> None:
     """Print a document on stdout as one compact line."""
     write_stdout(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -195,9 +200,8 @@ def end_answer(result: Completion, *, is_quiet: bool) -> None:
     if not is_quiet and sys.stderr.isatty():
         speed = result.decode_tokens_per_second
         rate = f", {speed:.0f} tokens/s" if speed is not None else ""
-        notice(
-            f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, stopped by {result.stop_reason}"
-        )
+        end = "interrupted" if result.stop_reason == "interrupted" else f"stopped by {result.stop_reason}"
+        notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, {end}")
     if result.stop_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

@@ -157,5 +157,9 @@ def _variables(pairs: Sequence[str], template: Template | None) -> dict[str, str
         name, mark, value = pair.partition("=")
         if not mark or not name.isidentifier():
             raise typer.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--var")
+        if template is not None and name not in template.variables:
+            known = ", ".join(sorted(template.variables)) or "none"
+            message = f"template {template.name} has no variable {name!r}; it has {known}."
+            raise typer.BadParameter(message, param_hint="--var")
         variables[name] = value
     return variables

@@ -142,6 +142,7 @@ def export(
         Optional[Format],  # noqa: UP045
         typer.Option("--format", help="Default: by the file's ending, else markdown.", show_default=False),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As --format json.")] = False,
 ) -> None:
     """Write a conversation as Markdown or as a JSON document.
 
@@ -149,8 +150,11 @@ def export(
     Examples:
       cg-local sessions export last > answer.md
       cg-local sessions export 3fa2 -o talk.json
+      cg-local sessions export 3fa2 --json
     """
-    is_json = output is not None and output.suffix.lower() == ".json"
+    if json and format is Format.markdown:
+        options.refuse_usage("--json and --format markdown do not go together: leave one out")
+    is_json = json or (output is not None and output.suffix.lower() == ".json")
     chosen = format or (Format.json if is_json else Format.markdown)
     session = _loaded(session_id)
     if output is None:

@@ -20,6 +20,7 @@ from cg_local.cli.repl.blocks_of_lines import needs_more_lines, without_marks
 from cg_local.cli.repl.clipboard import copy_text
 from cg_local.cli.repl.command_table import COMMANDS
 from cg_local.cli.repl.history import MAX_FILE_BYTES, QuestionHistory
+from cg_local.cli.repl.screen import Screen
 from cg_local.cli.repl.settings import SUMMARIES, ChatSettings
 from cg_local.code_blocks import CodeBlock, code_blocks
 from cg_local.errors import ConfigError, PromptError, SourceFileError
@@ -281,3 +282,19 @@ def test_name_of_a_model_as_question_is_told_where_it_belongs(
     done = Inside(capfdbinary, monkeypatch).run("chat", "nano", home=tmp_path)
     assert done.returncode == 2
     assert "'nano' is the name of a model: write -m nano" in " ".join(done.stderr.decode().split())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a title of forty columns, and no more, !", "a title of forty columns, and no more,…"),
+        ("a title of thirty-nine columns, all in.", "a title of thirty-nine columns, all in."),
+        ("日本語" * 20, "日本語" * 6 + "日…"),
+        ("a " * 30, "a " * 18 + "a…"),
+    ],
+)
+def test_text_that_is_cut_to_the_terminal_ends_with_an_ellipsis(
+    monkeypatch: pytest.MonkeyPatch, text: str, shown: str
+) -> None:
+    monkeypatch.setattr(Screen, "columns", lambda _: 40)
+    assert Screen(is_plain=True).fitted(text) == shown

@@ -371,7 +371,14 @@ def test_conversations_are_listed_named_and_loaded(chat: Terminal) -> None:
     chat.ask("turns")
     assert "2 turns before" in chat.screen()
     chat.ask("/load no such talk")
-    assert any("no such conversation" in line for line in chat.screen())
+    assert any("no such conversation; /list shows them" in line for line in chat.screen())
+
+
+def test_pasted_tabs_are_shown_as_space_and_sent_as_tabs(chat: Terminal) -> None:
+    chat.paste("a\tb\rfirst")
+    chat.wait_for(r"^>>> a {1,4}b\nfirst$")
+    chat.ask("")
+    assert r"the first line is 'a\tb'" in chat.screen()
 
 
 def test_base_model_says_that_it_is_none_for_chat_and_what_it_is_for(

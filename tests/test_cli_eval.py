@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,38 @@ def test_run_that_was_cut_off_computes_the_rest_alone(
     assert "1 of 2 results are there from a run before" in done.stderr.decode()
     assert asked == [1, 2, 2]
     assert [json.loads(line)["line"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_run_that_was_cut_off_knows_its_model_by_content_and_not_by_name(
+    inside: Inside,
+    tmp_path: Path,
+    folder: Path,
+    toy_folder: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cg_local.evaluation import EngineBackend
+
+    write(tmp_path / "requests.jsonl", REQUESTS)
+    answer = EngineBackend.answer
+
+    def cut(self: EngineBackend, requests: list, params: SamplingParams) -> list:  # type: ignore[type-arg]
+        if requests[0].line == 2:
+            raise KeyboardInterrupt
+        return answer(self, requests, params)
+
+    shutil.copytree(toy_folder("mqa", "q8"), tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "moved")
+    tmp_path.joinpath("model").symlink_to(folder)
+    arguments = ("complete", "-i", "requests.jsonl", "-o", "out.jsonl", "--max-tokens", "4", "--model")
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineBackend, "answer", cut)
+        assert inside.run(*arguments, "./model", home=tmp_path).returncode == 130
+        tmp_path.joinpath("model").unlink()
+        tmp_path.joinpath("model").symlink_to("other")
+        another = inside.run(*arguments, "./model", home=tmp_path)  # another model of the same name begins anew
+        assert (another.returncode, b"from a run before" in another.stderr) == (130, False)
+    done = inside.run(*arguments, "./moved", home=tmp_path)
+    assert (done.returncode, b"1 of 2 results are there from a run before" in done.stderr) == (0, True)
 
 
 def test_evaluation_prints_loss_perplexity_and_exact_match(inside: Inside, tmp_path: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,6 +153,12 @@ class TestPicker:
         command = [*command_line.COMMAND, "fill", "a.py:2", "--model", str(folder), *LIVELY, "-n", "3", *options]
         return Terminal(command, home, variables=dict(variables))
 
+    def start_piped(self, home: Path, folder: Path) -> Terminal:
+        """With the file on standard input, and the terminal for everything else."""
+        options = ["fill", "-:2", "--path", "a.py", "--model", str(folder), *LIVELY, "-n", "3"]
+        words = shlex.join([*command_line.COMMAND, *options])
+        return Terminal(["/bin/sh", "-c", f"cat a.py | {words}"], home)
+
     def left_on_screen(self, terminal: Terminal) -> str:
         return "\n".join(line for line in terminal.screen() if not line.startswith("cg-local:"))
 
@@ -169,6 +176,44 @@ class TestPicker:
         assert "Enter takes it" not in shown
         assert shown.split() == cg_visible(expected[1].text).split()
         assert home.joinpath("a.py").read_text() == SOURCE
+
+    def test_file_on_standard_input_leaves_the_choice_to_the_terminal(
+        self, home: Path, folder: Path, expected: list[cg_local.Infill]
+    ) -> None:
+        terminal = self.start_piped(home, folder)
+        terminal.wait_for("^> 1 ")
+        terminal.type(DOWN)
+        terminal.wait_for("^> 2 ")
+        terminal.type(ENTER)
+        assert terminal.wait_for_end() == 0
+        assert self.left_on_screen(terminal).split() == cg_visible(expected[1].text).split()
+
+    def test_digits_choose_and_a_legend_explains(
+        self, home: Path, folder: Path, expected: list[cg_local.Infill]
+    ) -> None:
+        terminal = self.start(home, folder)
+        terminal.wait_for("^> 1 ")
+        assert any("mean probability" in line and "would not parse" in line for line in terminal.screen())
+        assert any("1-9 choose" in line for line in terminal.screen())
+        terminal.type("3")
+        terminal.wait_for("^> 3 ")
+        terminal.type("9", "2")
+        terminal.wait_for("^> 2 ")
+        terminal.type(ENTER)
+        assert terminal.wait_for_end() == 0
+        assert self.left_on_screen(terminal).split() == cg_visible(expected[1].text).split()
+
+    def test_small_terminal_shows_the_choice_the_preview_and_the_keys(self, home: Path, folder: Path) -> None:
+        command = [*command_line.COMMAND, "fill", "a.py:2", "--model", str(folder), *LIVELY, "-n", "3"]
+        terminal = Terminal(command, home, columns=20, rows=5)
+        for number in (1, 2, 3):
+            terminal.wait_for(f"^> {number} ")
+            terminal.wait_for("^@@ -1,4")
+            assert terminal.screen()[-1] == "↑↓ Enter Esc"
+            terminal.type(DOWN)
+        terminal.wait_for("^> 1 ")
+        terminal.type(ESCAPE)
+        assert terminal.wait_for_end() == 130
 
     @pytest.mark.parametrize("key", [ESCAPE, "q", "\x03"])
     def test_leaving_prints_nothing(self, home: Path, folder: Path, key: str) -> None:

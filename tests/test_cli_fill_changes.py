@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +72,8 @@ def test_write_changes_the_gap_alone_and_undo_brings_every_byte_back(
     dry = command_line.run("fill", "--undo", "--diff", home=home)
     assert (dry.returncode, dry.stdout.startswith(b"--- a/a.py\n+++ b/a.py\n@@ ")) == (0, True)
     done = command_line.run("fill", "--undo", home=home)
-    assert (done.returncode, done.stdout, done.stderr, file.read_bytes()) == (0, b"", b"", before)
+    assert (done.returncode, done.stdout, file.read_bytes()) == (0, b"", before)
+    assert re.fullmatch(rb"cg-local: a\.py: the write of [-0-9]+ [:0-9]+ is taken back\n", done.stderr)
     done = command_line.run("fill", "--undo", home=home)
     assert (done.returncode, done.stderr.startswith(b"cg-local: error: nothing to take back")) == (1, True)
 
@@ -84,8 +87,9 @@ def test_difference_is_what_write_does(home: Path, folder: Path) -> None:
     command_line.run(*arguments, "--write", home=home)
     written = {name: home.joinpath(name).read_bytes() for name in before}
     assert all(written[name] != before[name] for name in before)
-    undone = command_line.run("fill", "--undo", "2", "--json", home=home)
+    undone = command_line.run("fill", "--undo", "--json", home=home)
     assert [json.loads(line)["undone"] for line in undone.stdout.splitlines()] == [True, True]
+    assert undone.stderr == b""
     subprocess.run(["patch", "-p1", "-s", "--binary"], input=shown.stdout, cwd=home, check=True)
     assert {name: home.joinpath(name).read_bytes() for name in before} == written
 
@@ -94,7 +98,7 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
     """The good ones are answered as each would be alone, and in the order in which they were given."""
     home.joinpath("locked.py").write_text("x = 1\n")
     home.joinpath("locked.py").chmod(0o444)
-    places = ("b.py:2", "none.py:4", "a.py:2: error: y", "b.py:99", "words", "locked.py:1", "b.py:2:7")
+    places = ("b.py:2", "none.py:4", "a.py:2: error: y", "b.py:99", "words", "locked.py:1", "b.py:2-3")
     done = command_line.run("fill", *places, "--write", "--json", "--model", str(folder), *LIVELY, home=home)
     assert done.returncode == 1
     documents = [json.loads(line) for line in done.stdout.splitlines()]
@@ -102,7 +106,8 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
     texts = [
         document["candidates"][0]["text"] if "candidates" in document else document["target"] for document in documents
     ]
-    assert texts == [b, "none.py:4", answer_in_a(model).decode(), "b.py:99", "words", "locked.py:1:6", b]
+    both = answer(model, "x = 1\n", "\n", "b.py")
+    assert texts == [b, "none.py:4", answer_in_a(model).decode(), "b.py:99", "words", "locked.py:1:6", both]
     assert [document.get("written") for document in documents] == [True, None, True, None, None, None, False]
     assert home.joinpath("b.py").read_text() == f"x = 1\n# here{b}\ny = 2\n"
     errors = done.stderr.decode().splitlines()
@@ -113,6 +118,74 @@ def test_bad_places_among_several_lose_no_answer(home: Path, folder: Path, model
         "read-only",
         "another answer goes to the same place",
     ]
+
+
+def test_place_named_twice_is_filled_once(home: Path, folder: Path, model: LocalModel) -> None:
+    places = ("b.py:2", "./b.py:2:7", "b.py:2-3")
+    arguments = ("--write", "--diff", "--json", "--model", str(folder), *LIVELY)
+    done = command_line.run("fill", *places, *arguments, home=home)
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [document.get("written") for document in documents] == [True, True, False]  # the third one overlaps
+    assert documents[0]["diff"] == documents[1]["diff"] != ""
+    told, failed = done.stderr.decode().splitlines()
+    assert told == "cg-local: ./b.py:2:7: named twice; filled once"
+    assert "another answer goes to the same place" in failed
+
+
+def test_files_of_one_write_are_taken_back_by_one_undo_and_told(home: Path, folder: Path) -> None:
+    before = {name: home.joinpath(name).read_bytes() for name in ("a.py", "b.py")}
+    arguments = ("fill", "a.py:2", "b.py:2", "--write", "--model", str(folder), *LIVELY)
+    command_line.run(*arguments, home=home)
+    assert all(home.joinpath(name).read_bytes() != before[name] for name in before)
+    done = command_line.run("fill", "--undo", "99", home=home)
+    assert (done.returncode, done.stdout) == (0, b"")
+    b, a, count = done.stderr.decode().splitlines()
+    assert b.startswith("cg-local: b.py: the write of ")
+    assert a.startswith("cg-local: a.py: the write of ")
+    assert count == "cg-local: 99 writes were asked for; the journal has 1"
+    assert {name: home.joinpath(name).read_bytes() for name in before} == before
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.parametrize("is_git", [True, False])
+@pytest.mark.parametrize(
+    ("place", "files", "applied_in"),
+    [
+        ("src", ("{home}/src/a.py",), "src"),
+        ("src", ("deep/../a.py", "./deep/b.py"), "src"),
+        ("src", ("../b.py", "a.py"), "."),
+        ("src", ("{home}/src/../lib/c.py",), "lib"),
+        ("src", ("link/c.py",), "lib"),
+        (".", ("src/a.py", "lib/../b.py"), "."),
+    ],
+)
+def test_difference_of_any_path_is_taken_by_git_and_patch(
+    tmp_path: Path, folder: Path, inside: Inside, is_git: bool, place: str, files: tuple[str, ...], applied_in: str
+) -> None:
+    for name in ("src/a.py", "src/deep/b.py", "b.py", "lib/c.py"):
+        tmp_path.joinpath(name).parent.mkdir(exist_ok=True)
+        tmp_path.joinpath(name).write_text(f"x = 1\n# {name}\ny = 2\n")
+    tmp_path.joinpath("src/link").symlink_to("../lib")
+    if is_git:
+        subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+        applied_in = "." if applied_in == "lib" else applied_in
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
+    places = [f"{file.format(home=tmp_path)}:2" for file in files]
+    arguments = ("fill", *places, "--model", str(folder), *LIVELY, "--context", "file")
+    shown = inside.run(*arguments, "--diff", home=tmp_path / place)
+    assert shown.returncode == 0
+    assert f"count from {tmp_path.joinpath(applied_in).resolve()}; apply it there" in shown.stderr.decode() or (
+        applied_in == place
+    )
+    changed = {}
+    for command in (["git", "apply"], ["patch", "-p1", "-s"]):
+        subprocess.run(command, input=shown.stdout, cwd=tmp_path / applied_in, check=True)
+        changed = {path: path.read_bytes() for path in before if path.read_bytes() != before[path]}
+        assert len(changed) == len(files)
+        for path, data in before.items():
+            path.write_bytes(data)
+    assert inside.run(*arguments, "--write", home=tmp_path / place).returncode == 0
+    assert {path: path.read_bytes() for path in changed} == changed
 
 
 def test_what_was_written_is_told_beside_what_failed(home: Path, folder: Path) -> None:
@@ -152,12 +225,16 @@ def test_file_that_changes_meanwhile_is_not_written(home: Path, folder: Path) ->
     [
         ((), 2, "name a place, or - to read places from standard input"),
         (("words",), 2, "names no line"),
+        (("b.py", "11"), 2, "a colon is missing: write b.py:11"),
+        (("a.py:1", "b.py", "1-2"), 2, "a colon is missing: write b.py:1-2"),
         (("-:2", "--write"), 2, "--write needs a file; standard input has none"),
         (("a.py:1", "b.py:1", "--path", "c.py"), 2, "names one file, and 2 are to be filled"),
         (("locked.py:1", "--write"), 1, "locked.py: read-only (mode 444); make it writable (chmod u+w "),
         (("twice.py:1", "--write"), 1, "twice.py: has 2 names (hard links)"),
         (("--undo", "0"), 2, "0 writes cannot be taken back"),
         (("--undo", "b.py"), 1, "nothing to take back: no write in b.py is in the journal"),
+        (("--undo", "b.py:2"), 2, "takes whole writes of a file back, not places: --undo b.py"),
+        (("--undo", "b.py", "2"), 2, "the number of writes comes first: --undo 2 FILE"),
         (("-",), 1, "standard input: no line of 1 names a place in a file"),
         (("none.py:1", "none.py:2"), 1, "none.py: no such file"),
     ],
@@ -169,16 +246,24 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     home.joinpath("locked.py").chmod(0o444)
     home.joinpath("twice.py").write_text("x = 1\n")
     os.link(home / "twice.py", home / "other.py")
-    done = command_line.run(
-        "fill",
-        *arguments,
-        "--model",
-        "no-such-model",
-        home=home,
-        stdin=b"no place\n" if "-:2" not in arguments else b"a\nb\n",
-    )
+    model = () if "--undo" in arguments else ("--model", "no-such-model")
+    stdin = b"no place\n" if "-:2" not in arguments else b"a\nb\n"
+    done = command_line.run("fill", *arguments, *model, home=home, stdin=stdin)
     error = " ".join(done.stderr.decode().replace("│", " ").split())
     assert (done.returncode, done.stdout, message in error) == (status, b"", True), error
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("arguments", [("pipe:1",), ("pipe:1:2 = 3",), ("pipe:1", "--write"), ("pipe:1", "--diff")])
+def test_named_pipe_is_refused_and_not_waited_for(home: Path, inside: Inside, arguments: tuple[str, ...]) -> None:
+    os.mkfifo(home / "pipe")
+    done = inside.run("fill", *arguments, home=home)
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
+        1,
+        b"",
+        "cg-local: error: pipe: this is a named pipe; name a regular file, or send the text in and write -\n",
+    )
 
 
 def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+import typer
 
+from cg_local.cli import render
 from cg_local.cli.interrupt import handle_interrupts
 
 # A function that, to the handler, stands in llvmlite's file of callbacks.
@@ -46,3 +52,19 @@ def test_interrupt_within_a_callback_is_raised_after_it() -> None:
         time.sleep(5)
 
     assert events == ["callback over"]
+
+
+def test_figures_of_an_interrupted_answer_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(render, "notice", shown.append)
+    monkeypatch.setattr(sys, "stderr", TerminalText())
+    figures = {"num_tokens": 3, "decode_tokens_per_second": None, "prompt_tokens": 9, "notice": None}
+    for reason in ("eos", "interrupted"):
+        with contextlib.suppress(typer.Exit):
+            render.end_answer(SimpleNamespace(stop_reason=reason, **figures), is_quiet=False)  # type: ignore[arg-type]
+    assert shown == ["3 tokens, prompt 9 tokens, stopped by eos", "3 tokens, prompt 9 tokens, interrupted"]
+
+
+class TerminalText(io.StringIO):
+    def isatty(self) -> bool:
+        return True

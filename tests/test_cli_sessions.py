@@ -98,6 +98,10 @@ def test_export_as_json_holds_everything(run: Run, ids: list[str], home: Path) -
         {"role": message.role, "content": message.text, "is_cut": message.is_cut} for message in HOSTILE
     ]
     assert json.loads(run("sessions", "export", "--format", "json")[1]) == document
+    assert json.loads(run("sessions", "export", "--json")[1]) == document
+    assert run("sessions", "export", "--json", "--format", "markdown") == (
+        *(2, "", "cg-local: error: --json and --format markdown do not go together: leave one out\n"),
+    )
     assert json.loads(run("sessions", "show", "--json")[1]) == document
     assert run("sessions", "export", "-o", "talk.json", "--format", "markdown")[0] == 0
     assert (home / "talk.json").read_text().startswith("# say")
@@ -216,6 +220,29 @@ def test_config_set_keeps_comments_order_and_mode(run: Run, home: Path) -> None:
     assert [path.name for path in place.parent.iterdir()] == ["config.toml"]
 
 
+def test_config_unset_takes_one_setting_out(run: Run, home: Path) -> None:
+    place = home / "conf" / "config.toml"
+    place.parent.mkdir()
+    place.write_text("# mine\ntemperature = 0.5  # warm\n\n[chat]\nsave = true\nvi = true\n")
+    assert run("config", "unset", "chat.save") == (0, "", "")
+    assert run("config", "unset", "temperature") == (0, "", "")
+    assert place.read_text() == "# mine\n\n[chat]\nvi = true\n"
+    assert run("config", "unset", "chat.save") == (0, "", "cg-local: chat.save: was not set\n")
+    assert run("config", "unset", "chat.sve")[0] == 1
+
+
+def test_config_set_takes_only_a_model_that_is_there_and_names_it_for_everywhere(run: Run, home: Path) -> None:
+    place = home / "conf" / "config.toml"
+    status, _, err = run("config", "set", "model", "nope")
+    assert (status, err.startswith("cg-local: error: nope: no such model or folder; known names: nano")) == (1, True)
+    assert not place.exists()
+    Path("mine").mkdir()
+    assert run("config", "set", "fill.model", "./mine") == (0, "", "")
+    assert run("config", "set", "chat.model", "nano") == (0, "", "")
+    here = str(Path("mine").absolute())
+    assert place.read_text() == f'[fill]\nmodel = "{here}"\n\n[chat]\nmodel = "nano"\n'
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -263,6 +290,19 @@ def test_config_edit_begins_with_every_setting_and_judges_the_result(
     assert err.startswith(
         f"cg-local: error: {place}:{len(text.splitlines()) + 1}: unknown key 'chat.nonsense'; known are"
     )
+
+
+def test_config_edit_without_a_terminal_or_a_named_editor_is_refused(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISUAL", "")
+    monkeypatch.setenv("EDITOR", "")
+    status, _, err = run("config", "edit")
+    assert (status, err) == (
+        1,
+        "cg-local: error: there is no terminal for an editor; run this in one, or name an editor in EDITOR\n",
+    )
+    assert not (home / "conf").exists()
 
 
 def test_config_templates_lists_built_in_ones_and_the_users(run: Run, home: Path) -> None:

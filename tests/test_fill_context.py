@@ -150,7 +150,9 @@ def test_time_limit_shortens_the_prompt_by_the_measured_speed(home: Path, folder
     home.joinpath("shop/cart.py").write_text(long)
     first = shown(home, folder, "--context", "repo", "--max-wait", "3s")
     assert first["max_prompt_tokens"] == 128  # the speed is not known yet
-    command_line.run("fill", "shop/cart.py:5", "--model", str(folder), "--max-tokens", "8", home=home)
+    for _ in range(2):  # where the first run had to compile, it is not remembered
+        arguments = ("fill", "shop/cart.py:5", "--model", str(folder), "--max-tokens", "8", "--no-cache")
+        command_line.run(*arguments, home=home)
     speeds = json.loads(home.joinpath("cache/prefill-speeds.json").read_text())
     assert len(speeds) == 1
     home.joinpath("cache/prefill-speeds.json").write_text(json.dumps(dict.fromkeys(speeds, 100.0)))
@@ -159,6 +161,30 @@ def test_time_limit_shortens_the_prompt_by_the_measured_speed(home: Path, folder
     assert 240 < second["prompt_tokens"] <= 288
     sizes = [part["num_tokens"] + 1 for part in second["parts"] if part["kind"] in ("import", "partner")]
     assert 0 < sum(sizes) <= 288 // 4
+
+
+def test_speed_of_a_run_that_compiled_is_not_remembered(
+    home: Path, folder: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.joinpath("shop/cart.py").write_text(CART * 20)
+    arguments = ("fill", "shop/cart.py:5", "--model", str(folder), "--max-tokens", "2", "--no-cache")
+    inside.run(*arguments, home=home)  # what is not compiled yet is now
+    speeds = home / "cache" / "prefill-speeds.json"
+    speeds.unlink(missing_ok=True)
+    add = Engine.add
+
+    def compiling(engine: Engine, *rest: Any) -> Any:
+        import numba
+
+        assert numba.njit(lambda x: x + 1)(1) == 2
+        return add(engine, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "add", compiling)
+        assert inside.run(*arguments, home=home).returncode == 0
+    assert not speeds.exists()
+    assert inside.run(*arguments, home=home).returncode == 0
+    assert len(json.loads(speeds.read_text())) == 1
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3s", 3.0), ("500ms", 0.5), ("2", 2.0), (" .5 s", 0.5)])

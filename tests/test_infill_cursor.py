@@ -94,6 +94,15 @@ def test_source_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_source(os.devnull)
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd")
+def test_pipe_that_a_shell_hands_over_is_read() -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"x = 1\n")
+    os.close(theirs)
+    with os.fdopen(ours):
+        assert read_source(f"/dev/fd/{ours}").text == "x = 1\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every file")
 def test_source_without_permission_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.py"

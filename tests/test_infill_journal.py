@@ -15,7 +15,7 @@ import pytest
 from cg_local.errors import SourceFileError
 from cg_local.infill import journal as module
 from cg_local.infill.edit import Edit
-from cg_local.infill.journal import Journal
+from cg_local.infill.journal import FileEdits, Journal
 
 TEXT = b"".join(b"line %d\n" % number for number in range(100))
 PLACE = TEXT.index(b"line 50\n")
@@ -75,6 +75,74 @@ def test_several_edits_are_one_write(journal: Journal, file: Path) -> None:
     journal.write(file, TEXT, edits)
     assert errors(journal) == [None]
     assert file.read_bytes() == TEXT
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in ("x.py", "y.py", "z.py")]
+    for path in paths:
+        path.write_bytes(TEXT)
+    return paths
+
+
+def insert_together(journal: Journal, files: list[Path], text: bytes) -> list[SourceFileError | None]:
+    return journal.write_together([FileEdits(each, TEXT, (Edit(PLACE, b"", text),)) for each in files])
+
+
+def test_files_written_together_are_taken_back_together(journal: Journal, file: Path, files: list[Path]) -> None:
+    insert(journal, file, b"first\n")
+    assert insert_together(journal, files, b"new\n") == [None] * 3
+    assert [undo.write.file for undo in journal.undo(1)] == files[::-1]
+    assert [each.read_bytes() for each in files] == [TEXT] * 3
+    assert errors(journal) == [None]
+    assert file.read_bytes() == TEXT
+
+
+def test_of_files_written_together_each_that_can_is_taken_back(journal: Journal, files: list[Path]) -> None:
+    insert_together(journal, files, b"new\n")
+    files[1].write_bytes(b"something else\n")
+    first, second, third = errors(journal)
+    assert (first, third) == (None, None)
+    assert "does not stand there any more" in (second or "")
+    assert [each.read_bytes() for each in files] == [TEXT, b"something else\n", TEXT]
+    files[1].write_bytes(TEXT + b"new line\n")  # what was refused stays in the journal
+    assert errors(journal) == [None]
+
+
+def test_file_named_alone_is_taken_back_alone(journal: Journal, files: list[Path]) -> None:
+    insert_together(journal, files, b"new\n")
+    assert [undo.write.file for undo in journal.undo(1, files[:1])] == files[:1]
+    assert [undo.write.file for undo in journal.undo(1)] == files[:0:-1]
+
+
+def test_file_that_changed_meanwhile_is_refused_and_the_others_are_written(journal: Journal, files: list[Path]) -> None:
+    files[1].write_bytes(b"something else\n")
+    first, second, third = insert_together(journal, files, b"new\n")
+    assert (first, third) == (None, None)
+    assert "changed since it was read" in str(second)
+    assert files[1].read_bytes() == b"something else\n"
+    assert [undo.write.file for undo in journal.undo(1)] == [files[2], files[0]]
+
+
+def test_write_of_many_files_is_kept_whole_or_dropped_whole(
+    journal: Journal, file: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ENTRIES", 2)
+    insert_together(journal, files, b"new\n")
+    assert len(journal.undo(9, is_dry=True)) == 3
+    insert(journal, file, b"newer\n")
+    assert [undo.write.file for undo in journal.undo(9, is_dry=True)] == [file]
+
+
+def test_entries_of_versions_that_knew_one_file_a_write_are_writes_of_their_own(
+    journal: Journal, files: list[Path]
+) -> None:
+    insert_together(journal, files, b"new\n")
+    for entry in journal.folder.glob("*.json"):
+        document = json.loads(entry.read_bytes())
+        del document["group"]
+        entry.write_text(json.dumps(document))
+    assert [undo.write.file for undo in journal.undo(1)] == files[2:]
 
 
 @pytest.mark.parametrize("edits", [[Edit(PLACE, b"", b"new\n")], [Edit(PLACE, b"line 50\n", b""), Edit(0, b"l", b"L")]])
@@ -158,7 +226,7 @@ def test_journal_is_private_whatever_the_umask(journal: Journal, file: Path) -> 
 
 
 def test_journal_is_bounded_in_writes_and_bytes(journal: Journal, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WRITES", 3)
+    monkeypatch.setattr(module, "MAX_ENTRIES", 3)
     for number in range(5):
         insert(journal, file, b"%d\n" % number)
     assert len(journal.undo(9, is_dry=True)) == 3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("optax")
@@ -93,10 +95,48 @@ def test_tuning_starts_from_a_checkpoint_or_from_the_folder_that_it_publishes(tm
 
     tensors = publish.export.published_tensors({name: np.asarray(value) for name, value in params.items()})
     (tmp_path / "model").mkdir()
-    publish.save_file(tensors, tmp_path / "model" / "model.safetensors")
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
     read = tune.read_base(tmp_path / "model", TINY)
     for name, value in params.items():
         np.testing.assert_allclose(read[name], value, rtol=2**-8)
+
+
+def test_published_folder_holds_the_newest_weights_the_chat_format_and_figures_of_the_steps_that_count(
+    tmp_path: Path,
+) -> None:
+    run, nano, out = tmp_path / "run", tmp_path / "nano", tmp_path / "out"
+    save_base(tmp_path / "base", model.initial_params(ARCH, 3))
+    tune.begin(run, tmp_path / "base" / "step-0000000.npz", TINY)
+    state = tuner(run, 2).run()
+    step = {"loss": 1.0, "answer_tokens": 7, "tokens": 512, "elapsed": 3.6}
+    log: list[dict[str, float]] = [{"step": 1, **step}, {"step": 2, **step, "tokens": 1024}]
+    log += [{"step": 2, "validation_loss": 1.25}, {"step": 3, **step, "tokens": 99_000_000}]
+    # A killed process leaves half a line.
+    run.joinpath("log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log) + '{"step": 4, "lo')
+    nano.mkdir()
+    for name in ("tokenizer.model", "LICENSE"):
+        nano.joinpath(name).write_text(name)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"kind": "talk", "turns": [{"question": "say a", "answer": "a"}]}\n')
+
+    path = publish.publish(run, out, nano, pairs, [], "nano")
+    assert path == checkpoint.latest(run)
+    expected = publish.export.published_tensors({name: np.asarray(value) for name, value in state.params.items()})
+    found = load_file(out / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert json.loads((out / "config.json").read_text())["max_position_embeddings"] == 256
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, 107]
+    assert json.loads((out / "tokenizer_config.json").read_text())["chat_template"] == publish.CHAT_TEMPLATE
+    assert [(out / name).read_text() for name in ("tokenizer.model", "LICENSE")] == ["tokenizer.model", "LICENSE"]
+    card = (out / "README.md").read_text()
+    assert "0.00 million tokens, 0.00 million of them answers, in 2 steps" in card
+    assert "1.250 nats" in card
+
+
+def test_run_without_a_checkpoint_cannot_be_published(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint yet"):
+        publish.publish(tmp_path, tmp_path / "out", tmp_path, tmp_path, [], "nano")
 
 
 def test_a_base_of_another_shape_or_none_is_refused(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_named_cache_serves_an_installation_that_cannot_be_written(
     assert cache_folder.cache_folder(package).parent == tmp_path / "named"
 
 
+def test_named_cache_may_begin_with_a_tilde(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package.joinpath("__pycache__").write_text("")
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("CG_LOCAL_CACHE", "~/named")
+
+    assert cache_folder.cache_folder(package).parent == tmp_path / "named"
+
+
 def test_process_gets_a_temporary_folder_where_nothing_can_be_written(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

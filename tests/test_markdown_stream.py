@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pygments.lexers import PythonLexer
 from rich.cells import cell_len
 
 from cg_local.cli.repl.ink import ATTRIBUTES, COLORS, PLAIN, Ink
@@ -57,6 +59,12 @@ def test_each_kind_of_block_has_its_form(text: str, shown: str) -> None:
 @settings(max_examples=300)
 @given(st.text(MARKUP, max_size=60), st.integers(1, 7))
 def test_pieces_do_not_matter(text: str, size: int) -> None:
+    assert render(text, 30, size) == render(text, 30)
+
+
+@settings(max_examples=60)
+@given(st.text("*_`~[]()! ab\\", min_size=200, max_size=700), st.sampled_from([1, 7, 190, 230]))
+def test_pieces_do_not_matter_in_a_line_that_is_longer_than_a_mark_waits(text: str, size: int) -> None:
     assert render(text, 30, size) == render(text, 30)
 
 
@@ -130,6 +138,24 @@ def test_code_is_neither_broken_nor_restyled() -> None:
     shown = render(f"```python\n{code}```\n", 40, 4, COLORS)
     assert ESCAPES.sub("", shown).splitlines()[1:-1] == code.splitlines()
     assert "\x1b[" in shown
+
+
+def test_work_on_a_line_of_code_does_not_grow_with_the_square_of_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, read = [0], PythonLexer.get_tokens_unprocessed
+
+    def counted(lexer: PythonLexer, text: str) -> Iterator[tuple[int, object, str]]:
+        seen[0] += len(text)
+        return read(lexer, text)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(PythonLexer, "get_tokens_unprocessed", counted)
+    counts = []
+    for length in (4_000, 8_000):
+        seen[0] = 0
+        line = ("x = 1; 'abc'; " * length)[:length]
+        shown = render(f"```python\n{line}\ny = 2\n```\n", 80, 4, COLORS)
+        assert ESCAPES.sub("", shown).splitlines()[1:-1] == [line, "y = 2"]
+        counts.append(seen[0])
+    assert counts[0] == counts[1] > 0
 
 
 def test_no_color_sets_attributes_only() -> None:

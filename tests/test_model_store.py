@@ -147,6 +147,14 @@ def test_folder_of_the_platform_is_used_without_the_variables(monkeypatch: pytes
     assert model_store.models_folder().parts[-2:] == ("cg-local", "models")
 
 
+@pytest.mark.parametrize("name", ["cache", "data", "state"])
+def test_folders_may_begin_with_a_tilde(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setenv(f"CG_LOCAL_{name.upper()}", "~/mine")
+    assert getattr(model_store, f"{name}_folder")() == home / "mine"
+
+
 def test_quantized_and_published_weights_are_told_apart(embedded: FoundModel, home: Path) -> None:
     assert is_model_folder(ready_folder(embedded))
     assert not is_model_folder(embedded.path)

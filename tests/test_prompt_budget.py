@@ -84,7 +84,7 @@ def test_speeds_are_kept_by_model(tmp_path: Path) -> None:
 
 def test_a_faster_run_counts_more_than_a_slower_one(tmp_path: Path) -> None:
     speeds = PrefillSpeeds(tmp_path / "speeds.json")
-    speeds.remember("a", 100, 10.0)  # the first run compiled the kernels
+    speeds.remember("a", 100, 10.0)  # beside a busy process
     speeds.remember("a", 100, 1.0)
     assert speeds.find("a") == pytest.approx(73.0)
     speeds.remember("a", 100, 10.0)

@@ -118,6 +118,8 @@ def test_model_may_begin_with_a_tilde(config: Path, monkeypatch: pytest.MonkeyPa
         ("max_tokens = 0", ":1: max_tokens is 0; give a whole number of at least 1"),
         ("scheme = 'q5'", ':1: scheme is \'q5\'; give one of "q4", "q8", "bf16"'),
         ("chat.kv_cache_size = 'much'", ":1: chat.kv_cache_size is 'much'; give a size such as \"4 GiB\", or 0"),
+        ("chat = 5", ":1: chat is 5; write [chat] and its keys below"),
+        ("fill = 'x'", ":1: fill is 'x'; write [fill] and its keys below"),
         ("model = 3", ":1: model is 3; give a text in quotes"),
         ("model = ", ":1: not TOML (Invalid value); `cg-local config edit` opens it"),
         ("a = 1\na = 2", ":2: not TOML (Cannot overwrite a value); `cg-local config edit` opens it"),

@@ -22,6 +22,9 @@ STANDARD_INPUT_NAME = "standard input"
 # A bound on what is read into memory; the largest hand-written source files have a few megabytes.
 MAX_SOURCE_BYTES = 64 * 1024 * 1024
 
+# A shell's <(command) is a pipe that somebody writes to; one in the file system may wait for a writer for ever.
+_OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+
 _LINE_TARGET = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,9})")
 _COLUMN_TARGET = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9})")
 _RANGE_TARGET = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,9})-(?P<last>[0-9]{1,9})")
@@ -120,13 +123,15 @@ def read_source(path: str | Path) -> SourceText:
     """Read and decode a source file.
 
     Raises:
-        SourceFileError: the file is missing, not a file, unreadable, empty, too large, binary or not UTF-8.
+        SourceFileError: the file is missing, not a regular file, unreadable, empty, too large, binary or not UTF-8.
     """
     name = str(path)
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
             raise SourceFileError(f"{name}: this is a folder; name a file in it")
+        if stat.S_ISFIFO(mode) and not name.startswith(_OPEN_FILES):
+            raise SourceFileError(f"{name}: this is a named pipe; name a regular file, or send the text in and write -")
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise SourceFileError(f"{name}: this is a device or socket; name a regular file")
         with open(path, "rb") as file:

@@ -1,9 +1,9 @@
 """What was written into the user's files, so that it can be taken back.
 
-This file owns the journal: one small file for each write, with the text before and after and some of what stands around
-it, in a folder that only the user can read. Invariants: an entry is on the disk before its file changes, and goes when
-the write is taken back; one process at a time writes or takes back; the newest MAX_WRITES entries are kept, and of them
-as many as MAX_BYTES hold (the newest always).
+This file owns the journal: one small file for each file that a write changed, with the text before and after and some
+of what stands around it, in a folder that only the user can read. Invariants: an entry is on the disk before its file
+changes, and goes when the file is taken back; one process at a time writes or takes back; of the newest writes as many
+are kept, whole, as MAX_ENTRIES and MAX_BYTES hold (the newest always).
 
 A process may be killed anywhere. An entry whose file is still as before, or is so again, is found to be done with when
 its turn comes, and what its write left beside the file is removed by the next process that takes the lock.
@@ -26,7 +26,7 @@ from cg_local.atomic_folder import lock_exclusively
 from cg_local.errors import SettingsError, SourceFileError
 from cg_local.infill.edit import Edit, apply_edits
 
-MAX_WRITES = 200
+MAX_ENTRIES = 200
 MAX_BYTES = 16 * 1024 * 1024
 # Bytes kept from either side of an edit, by which it is found again in a file that changed elsewhere; and how many of
 # them must be the same where the change came nearer.
@@ -45,11 +45,27 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Write:
-    """One write of the journal.
+class FileEdits:
+    """What is to be changed in one file.
 
     Attributes:
-        number: grows from write to write.
+        path: the file, or a link to it.
+        data: what was read from it.
+        edits: the changes, in any order.
+    """
+
+    path: Path
+    data: bytes
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True)
+class Write:
+    """What one write changed in one file.
+
+    Attributes:
+        number: grows from entry to entry.
+        group: the same for all files of one write.
         file: the file itself, absolute, links resolved.
         time: when it was written, seconds since 1970.
         token: names the hidden sibling that a killed process leaves.
@@ -59,6 +75,7 @@ class Write:
     """
 
     number: int
+    group: str
     file: Path
     time: float
     token: str
@@ -75,7 +92,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Undo:
-    """What became of one write that was to be taken back.
+    """What became of one file of a write that was to be taken back.
 
     Attributes:
         write: the write.
@@ -98,37 +115,57 @@ class Journal:
         self.folder = folder
 
     def write(self, path: Path, data: bytes, edits: Sequence[Edit]) -> None:
-        """Change a file, and remember how it was.
-
-        Args:
-            path: the file, or a link to it.
-            data: what was read from it; a file that holds something else by now is refused.
-            edits: the changes, in any order.
+        """Change one file, and remember how it was; see `write_together`.
 
         Raises:
             SourceFileError: the file changed or cannot be written, or the journal cannot; the file is as it was.
         """
-        new = apply_edits(data, edits)
+        (error,) = self.write_together([FileEdits(path, data, tuple(edits))])
+        if error is not None:
+            raise error
+
+    def write_together(self, files: Sequence[FileEdits]) -> list[SourceFileError | None]:
+        """Change files as one write, and remember how they were.
+
+        Args:
+            files: each file once; one that holds something else by now than what was read is refused.
+
+        Returns:
+            For each file why it was not written, and is as it was.
+
+        Raises:
+            SourceFileError: the journal cannot be locked; all files are as they were.
+        """
+        group = secrets.token_hex(8)
         with self._locked():
+            errors = [self._write(file, group) for file in files]
+            with contextlib.suppress(OSError, SourceFileError):
+                self._drop_oldest()
+        return errors
+
+    def _write(self, file: FileEdits, group: str) -> SourceFileError | None:
+        new = apply_edits(file.data, file.edits)
+        try:
             number = max(self._numbers(), default=0) + 1
-            write = _described(number, path, data, new, sorted(edits, key=lambda edit: (edit.start, edit.end)))
+            write = _described(number, group, file, new)
             with self._explained():
                 replace_file(self._entry(number), _encoded(write), PRIVATE_MODE)
             try:
-                replace_known(path, data, new, write.token)
+                replace_known(file.path, file.data, new, write.token)
             except SourceFileError:  # nothing else says for sure that the file is as it was
                 with contextlib.suppress(OSError):
                     self._entry(number).unlink()
                 raise
-            with contextlib.suppress(OSError, SourceFileError):
-                self._drop_oldest()
+        except SourceFileError as error:
+            return error
+        return None
 
     def undo(self, count: int, files: Sequence[Path] = (), *, is_dry: bool = False) -> list[Undo]:
-        """Take the last writes back, the newest first; each is judged by itself.
+        """Take the last writes back, the newest first; each file is judged by itself.
 
         Args:
-            count: how many at most.
-            files: only the writes of these files, or of every file where none is named.
+            count: how many at most; a write that changed several files counts once.
+            files: only what was written into these files, or into every file where none is named.
             is_dry: say what would be done, and do nothing.
 
         Raises:
@@ -136,11 +173,12 @@ class Journal:
         """
         wanted = {Path(os.path.realpath(file)) for file in files}
         with self._locked():
-            writes = [write for write in self._writes() if not wanted or write.file in wanted][:count]
+            writes = [write for write in self._writes() if not wanted or write.file in wanted]
+            groups = list(dict.fromkeys(write.group for write in writes))[:count]
             if not writes:
                 where = f" in {', '.join(map(str, files))}" if files else ""
                 raise SourceFileError(f"nothing to take back: no write{where} is in the journal, {self.folder}")
-            return [self._take_back(write, is_dry=is_dry) for write in writes]
+            return [self._take_back(write, is_dry=is_dry) for write in writes if write.group in groups]
 
     def _take_back(self, write: Write, *, is_dry: bool) -> Undo:
         try:
@@ -170,11 +208,17 @@ class Journal:
         return self.folder / f"{number:012d}.json"
 
     def _drop_oldest(self) -> None:
-        total = 0
-        for rank, number in enumerate(sorted(self._numbers(), reverse=True)):
-            total += self._entry(number).stat().st_size
-            if rank >= MAX_WRITES or (rank > 0 and total > MAX_BYTES):
-                self._entry(number).unlink()
+        groups: dict[str, list[int]] = {}
+        known = {write.number: write.group for write in self._writes()}
+        for number in sorted(self._numbers(), reverse=True):
+            groups.setdefault(known.get(number, str(number)), []).append(number)
+        num_entries = num_bytes = 0
+        for rank, numbers in enumerate(groups.values()):
+            num_entries += len(numbers)
+            num_bytes += sum(self._entry(number).stat().st_size for number in numbers)
+            if rank > 0 and (num_entries > MAX_ENTRIES or num_bytes > MAX_BYTES):
+                for number in numbers:
+                    self._entry(number).unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -224,7 +268,8 @@ class Journal:
             ) from cause
 
 
-def _described(number: int, path: Path, data: bytes, new: bytes, edits: list[Edit]) -> Write:
+def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
+    data, edits = file.data, sorted(file.edits, key=lambda edit: (edit.start, edit.end))
     starts = [edit.start for edit in edits[1:]] + [len(data)]
     ends = [0] + [edit.end for edit in edits[:-1]]
     surroundings = [
@@ -232,7 +277,8 @@ def _described(number: int, path: Path, data: bytes, new: bytes, edits: list[Edi
     ]
     return Write(
         number=number,
-        file=Path(os.path.realpath(path)),
+        group=group,
+        file=Path(os.path.realpath(file.path)),
         time=time.time(),
         token=secrets.token_hex(8),
         old_digest=_digest(data),
@@ -308,6 +354,7 @@ def _encoded(write: Write) -> bytes:
     ]
     document = {
         "format": _FORMAT,
+        "group": write.group,
         "file": str(write.file),
         "time": write.time,
         "token": write.token,
@@ -326,6 +373,7 @@ def _decoded(number: int, data: bytes) -> Write:
     edits = tuple(Edit(start, before, after) for start, before, after, _, _ in rows)
     surroundings = tuple(Surroundings(left, right) for _, _, _, left, right in rows)
     document["file"] = Path(document["file"])
+    document.setdefault("group", document["token"])  # as versions wrote it that knew one file a write
     return Write(number=number, edits=edits, surroundings=surroundings, **document)
 
 

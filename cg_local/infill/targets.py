@@ -104,6 +104,8 @@ def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
 
 
 def _is_text_of(file: str, number: int, text: str) -> bool:
+    if not Path(file).is_file():  # a named pipe would be waited for
+        return False
     try:
         with open(file, encoding="utf-8", errors="replace") as lines:
             found = next(itertools.islice(lines, max(number - 1, 0), None), None)

@@ -30,7 +30,7 @@ def cache_folder(package: Path) -> Path:
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     asked, ours = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("CG_LOCAL_CACHE")
     for place in (asked, package / "__pycache__", ours, Path.home() / ".cache" / "cg-local"):
-        if place and _can_be_written(folder := Path(place) / f"{package.name}-{digest}"):
+        if place and _can_be_written(folder := _expanded(place) / f"{package.name}-{digest}"):
             return folder
     return Path(tempfile.mkdtemp(prefix="cg-local-"))
 
@@ -44,6 +44,11 @@ def caching_for(package: Path) -> Iterator[None]:
         yield
     finally:
         numba.config.CACHE_DIR = before
+
+
+def _expanded(place: str | Path) -> Path:
+    # Of a variable, where no shell has done it; a user whose home is unknown keeps the tilde.
+    return Path(os.path.expanduser(place))
 
 
 def _can_be_written(folder: Path) -> bool:

@@ -259,11 +259,12 @@ class SessionStore:
         )
         return [SessionSummary(*row) for row in rows]
 
-    def find(self, name: str) -> SessionSummary:
+    def find(self, name: str, shown_by: str = "`cg-local sessions list`") -> SessionSummary:
         """Find a conversation.
 
         Args:
             name: "last", the first digits of an id, or a whole title.
+            shown_by: what lists conversations where the name was typed, for the message.
 
         Raises:
             SessionError: there is none, or several.
@@ -273,7 +274,7 @@ class SessionStore:
             return found[0]
         if not found:
             raise SessionError(
-                f"{name!r}: no such conversation; `cg-local sessions list` shows them"
+                f"{name!r}: no such conversation; {shown_by} shows them"
                 if name != LAST
                 else "no conversation is saved yet; `cg-local chat` begins one"
             )

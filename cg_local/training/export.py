@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,55 @@ LAYER_NAMES = {
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
     "input_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The newest checkpoint of a run.
+
+    Attributes:
+        path: of the checkpoint.
+        recipe: what the run was asked for.
+        arrays: weights and optimizer state by name.
+        log: entries up to the checkpoint's step.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    arrays: Mapping[str, np.ndarray]
+    log: list[dict[str, Any]]
+
+    @classmethod
+    def newest(cls, run: Path) -> TrainedRun:
+        """Read it; the run may still be training.
+
+        Raises:
+            TrainingError: the run has no checkpoint.
+        """
+        path = checkpoints.latest(run)
+        if path is None:
+            raise TrainingError(f"{run}: no checkpoint yet. The first one is written soon after the start.")
+        saved = checkpoints.load(path)
+        recipe, step = saved.record["recipe"], int(str(saved.record["step"]))
+        assert isinstance(recipe, dict)
+        return cls(
+            path, recipe, saved.arrays, [entry for entry in read_log(run / "log.jsonl") if entry["step"] <= step]
+        )
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network's shape."""
+        return Architecture(**self.recipe["model"])
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of the longest rows that the run trained on."""
+        return int(max(self.recipe["run"]["sequence_lengths"]))
+
+    def params(self, kind: str = "params") -> dict[str, np.ndarray]:
+        """The weights, or with "average" their mean over steps, by the names of `model`."""
+        found = ((name.partition("/"), value) for name, value in self.arrays.items())
+        return {name: value for (prefix, _, name), value in found if prefix == kind}
 
 
 def published_name(name: str) -> str:
@@ -99,6 +149,34 @@ TOKENIZER_CONFIG = {
 }
 
 
+def write_model(
+    out: Path,
+    params: dict[str, np.ndarray],
+    values: Mapping[str, object],
+    tokenizer: Path,
+    *,
+    generation: Mapping[str, object] = GENERATION_CONFIG,
+    tokenizing: Mapping[str, object] = TOKENIZER_CONFIG,
+) -> None:
+    """Write everything of a model folder but its card and its licence.
+
+    Args:
+        out: the folder; its files of these names are replaced.
+        params: the weights.
+        values: of `config`.
+        tokenizer: SentencePiece model, copied.
+        generation: generation_config.json.
+        tokenizing: tokenizer_config.json.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(published_tensors(params), out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
+    write_json(out / "config.json", values)
+    write_json(out / "generation_config.json", generation)
+    write_json(out / "tokenizer_config.json", tokenizing)
+    shutil.copyfile(tokenizer, out / "tokenizer.model")
+
+
 def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     """Write the newest checkpoint of a run as a model folder.
 
@@ -114,32 +192,17 @@ def export(run: Path, out: Path, corpus: Path, tokenizer: Path) -> Path:
     Raises:
         TrainingError: the run has no checkpoint.
     """
-    path = checkpoints.latest(run)
-    if path is None:
-        raise TrainingError(f"{run}: no checkpoint yet. The first one is written some minutes after the start.")
-    saved = checkpoints.load(path)
-    recipe = saved.record["recipe"]
-    assert isinstance(recipe, dict)
-    arch = Architecture(**recipe["model"])
-    out.mkdir(parents=True, exist_ok=True)
-    log = [entry for entry in read_log(run / "log.jsonl") if entry["step"] <= int(str(saved.record["step"]))]
-    kind = better_weights(log)
-    params = {name.partition("/")[2]: value for name, value in saved.arrays.items() if name.startswith(kind + "/")}
-    tensors = published_tensors(params)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
-    write_json(out / "config.json", config(arch, max(recipe["run"]["sequence_lengths"])))
-    write_json(out / "generation_config.json", GENERATION_CONFIG)
-    write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
-    shutil.copyfile(tokenizer, out / "tokenizer.model")
+    trained = TrainedRun.newest(run)
+    params = trained.params(better_weights(trained.log))
+    write_model(out, params, config(trained.architecture, trained.sequence_length), tokenizer)
     num_params = sum(value.size for value in params.values())
     notes = run / "notes.json"
     known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {"name": out.resolve().name}
     sources = json.loads((corpus / "sources.json").read_text())
     (out / "README.md").write_text(
-        model_card(recipe, log, sources, num_params=num_params, notes=known), encoding="utf-8"
+        model_card(trained.recipe, trained.log, sources, num_params=num_params, notes=known), encoding="utf-8"
     )
-    return path
+    return trained.path
 
 
 def better_weights(log: list[dict[str, Any]]) -> str:

@@ -21,6 +21,10 @@ MAX_CONTEXT_LINES = 60
 """So many lines before the current one are looked at, at each piece of a line; what goes on for longer, a string or a
 comment, is drawn as code. 60 lines take pygments 2 to 6 ms, a token of 2B 70 ms."""
 
+MAX_LINE_CHARACTERS = 300
+"""What stands behind so many characters of a line, minified code or data, is drawn plainly: each piece of a line is
+looked at together with what stands before it, which would take time with the square of the length."""
+
 _PROBE = "x"
 
 
@@ -44,24 +48,29 @@ class CodeHighlighter:
             line: what there is of it.
             start, end: columns, in characters.
         """
-        if self._lexer is None:
+        if self._lexer is None or start >= MAX_LINE_CHARACTERS:
             return line[start:end]
-        parts, place = [], 0
-        for token, text in self._tokens(line):
+        parts, place, rest = [], 0, line[MAX_LINE_CHARACTERS:end]
+        end = min(end, MAX_LINE_CHARACTERS)
+        for token, text in self._tokens(line[:MAX_LINE_CHARACTERS]):
             shown = text[max(start - place, 0) : max(end - place, 0)]
             place += len(text)
             if shown:
                 parts.append(self._ink.render(shown, self._style(token)))
-        return "".join(parts)
+        return "".join(parts) + rest
 
     def is_settled(self, line: str) -> bool:
         """Whether what there is of a line will probably keep its look: it is no half string."""
         from pygments.token import Error
 
-        return self._lexer is None or not any(token in Error for token, _ in self._tokens(line))
+        is_plain = self._lexer is None or len(line) > MAX_LINE_CHARACTERS
+        return is_plain or not any(token in Error for token, _ in self._tokens(line))
 
     def end_line(self, line: str) -> None:
         """Take a whole line as context for the next ones."""
+        if len(line) > MAX_LINE_CHARACTERS:  # whatever it leaves open
+            self._lines.clear()
+            return
         self._lines.append(line)
         del self._lines[:-MAX_CONTEXT_LINES]
         # Where a name is a name again, no string, comment or block goes on, and what came before does not matter.

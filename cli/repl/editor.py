@@ -20,6 +20,7 @@ from prompt_toolkit.filters import Condition, has_completions, has_selection, is
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.output import create_output
 from prompt_toolkit.search import SearchDirection
 from prompt_toolkit.search import start_search as begin_search
@@ -30,6 +31,7 @@ from cg_local.cli.repl.blocks_of_lines import needs_more_lines
 from cg_local.errors import CgLocalError
 
 PROMPT = ">>> "
+TAB_COLUMNS = 4
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "noreverse fg:ansibrightblack"})
 
 
@@ -86,6 +88,8 @@ class TerminalEditor:
             editing_mode=EditingMode.VI if is_vi else EditingMode.EMACS,
             key_bindings=self._bindings(),
             bottom_toolbar=self._toolbar,
+            # A pasted tab would be shown as ^I; the text keeps it.
+            input_processors=[TabsProcessor(tabstop=TAB_COLUMNS, char1=" ", char2=" ")],
             # No mark before the lines that follow: it would be copied with them.
             prompt_continuation="",
             reserve_space_for_menu=6,
@@ -171,7 +175,7 @@ class TerminalEditor:
             if buffer.document.current_line_before_cursor.strip():
                 buffer.start_completion(insert_common_part=True)
             else:
-                buffer.insert_text("    ")
+                buffer.insert_text(" " * TAB_COLUMNS)
 
         return bindings
 

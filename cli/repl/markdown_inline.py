@@ -16,6 +16,7 @@ MAX_HELD_CHARACTERS = 200
 
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 _MARKS = frozenset("\\`*_~[!")
+_ANY_MARK = re.compile(r"[\\`*_~\[!]")
 _LINK = re.compile(r"!?\[(?P<text>[^\[\]]*)\]\((?P<url>[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)(?:\s+\"[^\"]*\")?\)")
 _LINK_BEGUN = re.compile(r"!?(?:\[[^\[\]]*(?:\](?:\([^)]*)?)?)?")
 
@@ -62,15 +63,19 @@ def _scan(text: str, previous: str, kinds: tuple[str, ...], *, is_whole: bool) -
     spans, place = list[Span](), 0
     while place < len(text):
         before = text[place - 1] if place else previous
-        is_last = is_whole or len(text) - place > MAX_HELD_CHARACTERS
-        found = _read_mark(text, place, before, kinds, is_whole=is_last) if text[place] in _MARKS else None
+        found = None
+        if text[place] in _MARKS:
+            # Only so far is a counterpart looked for: from each of many marks to the end would take the square of it.
+            near = text[place : place + MAX_HELD_CHARACTERS]
+            found = _read_mark(near, 0, before, kinds, is_whole=is_whole or len(text) - place > MAX_HELD_CHARACTERS)
         if found is None:
-            end = next((i for i in range(place + 1, len(text)) if text[i] in _MARKS), len(text))
-            found = [Span(text[place:end], kinds)], end
+            mark = _ANY_MARK.search(text, place + 1)
+            end = (mark.start() if mark else len(text)) - place
+            found = [Span(text[place : place + end], kinds)], end
         if not found[1]:
             break  # what follows decides
         spans += found[0]
-        place = found[1]
+        place += found[1]
     return spans, place
 
 
@@ -94,7 +99,7 @@ def _read_mark(
         if closing is not None:
             inside = [Span(_code_text(text[end:closing]), (*kinds, "code"))]
     else:
-        closing = _find_emphasis_end(text, place, end, before)
+        closing = _find_emphasis_end(text, place, end, before, is_whole=is_whole)
         if closing == -1:
             return [Span(text[place:end], kinds)], end
         inside = None
@@ -138,7 +143,7 @@ def _emphasis(character: str, length: int) -> tuple[str, ...]:
     return (("italic",), ("bold",), ("bold", "italic"))[length - 1]
 
 
-def _find_emphasis_end(text: str, place: int, end: int, before: str) -> int | None:
+def _find_emphasis_end(text: str, place: int, end: int, before: str, *, is_whole: bool) -> int | None:
     """Return where the closing run begins, None if it may follow, -1 if the run is text."""
     character, length = text[place], end - place
     following = text[end : end + 1]
@@ -146,7 +151,7 @@ def _find_emphasis_end(text: str, place: int, end: int, before: str) -> int | No
     if length > 3 or not following.strip() or is_word or (character == "~" and length != 2):
         return -1
     start = end
-    while (closing := _find_run(text, start, character, length)) is not None:
+    while (closing := _find_run(text, start, character, length, is_whole=is_whole)) is not None:
         after = text[closing + length : closing + length + 1]
         if not text[closing - 1].isspace() and not (character == "_" and after.isalnum()):
             return closing
@@ -154,8 +159,11 @@ def _find_emphasis_end(text: str, place: int, end: int, before: str) -> int | No
     return None
 
 
-def _find_run(text: str, start: int, character: str, length: int) -> int | None:
-    """Return where the next run of exactly so many marks begins; those within code count only for code."""
+def _find_run(text: str, start: int, character: str, length: int, *, is_whole: bool = True) -> int | None:
+    """Return where the next run of exactly so many marks begins; those within code count only for code.
+
+    Where the text may go on, there is none behind a backtick whose counterpart may still come.
+    """
     place = start
     while place < len(text):
         if text[place] == "\\" and character != "`":
@@ -168,6 +176,8 @@ def _find_run(text: str, start: int, character: str, length: int) -> int | None:
             return place
         if text[place] == "`" and character != "`":
             closing = _find_run(text, end, "`", end - place)
+            if closing is None and not is_whole:
+                return None
             end = closing + end - place if closing is not None else end
         place = end
     return None

@@ -199,8 +199,8 @@ class MarkdownStream:
 
     def _advance_code(self, fence: Fence) -> None:
         """Write a line of code up to its last space, if it is not within a string and no fence can come of it."""
-        stripped = self._line.strip()
-        if not stripped or set(stripped) <= {fence.mark}:
+        # What is written is no fence any more; before that, a line of marks alone may become one.
+        if not self._fed and not self._line.strip().strip(fence.mark):
             return
         code = fence.without_indent(self._line)
         end = code.rfind(" ") + 1

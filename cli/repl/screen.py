@@ -85,8 +85,10 @@ class Screen:
                 self.write_aside(self.ink.draw(line, *kinds) + "\n")
 
     def fitted(self, text: str) -> str:
-        """Return a text cut to one line of the terminal."""
-        return set_cell_size(text, self.columns() - 1).rstrip() if 0 < self.columns() <= cell_len(text) else text
+        """Return a text cut to one line of the terminal, with an ellipsis in the place of what is cut."""
+        if not 0 < self.columns() <= cell_len(text):
+            return text
+        return set_cell_size(text, max(self.columns() - 2, 0)).rstrip() + "…"
 
     def note(self, text: str) -> None:
         """Tell something in passing."""

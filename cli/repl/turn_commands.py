@@ -145,7 +145,7 @@ def load(chat: Chat, argument: str) -> None:
     from cg_local.sessions import LAST, SessionStore
 
     with SessionStore() as store:
-        saved = store.load(store.find(argument or LAST).session_id)
+        saved = store.load(store.find(argument or LAST, shown_by="/list").session_id)
     resume(chat, saved)
 
 

@@ -60,7 +60,7 @@ class WordWrapper:
                     self._end_word()
                     self._spaces += " " if character in "\n\t" else character
                     start = place + 1
-                elif self._breaks_before(character, text[start:place]):
+                elif self._breaks_before(character, text[place - 1] if place > start else ""):
                     self._extend(text[start:place], kinds)
                     self._end_word()
                     start = place
@@ -76,9 +76,9 @@ class WordWrapper:
         if text:
             self._word.append(Span(text, kinds))
 
-    def _breaks_before(self, character: str, word: str) -> bool:
-        """Whether a line may be broken before a character though no space stands there."""
-        last = (word or (self._word[-1].text if self._word else ""))[-1:]
+    def _breaks_before(self, character: str, previous: str) -> bool:
+        """Whether a line may be broken before a character though no space stands there; `previous`: "" for none."""
+        last = previous or (self._word[-1].text[-1:] if self._word else "")
         if not last or character in _CLOSING or (ord(last) < 0x2E80 and ord(character) < 0x2E80):
             return False
         # Emoji that a joiner or a selector binds together are one.

@@ -16,14 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
-from cg_local.errors import TrainingError
-from cg_local.training import checkpoint as checkpoints
 from cg_local.training import export
 from cg_local.training.instruction.conversation import END_OF_TURN_ID
 from cg_local.training.instruction.pairs import read_conversations
-from cg_local.training.model import Architecture
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -153,29 +148,23 @@ def publish(run: Path, out: Path, nano: Path, pairs: Path, results: Sequence[Pat
     """
     from cg_local.training.instruction.families import load_families
 
-    path = checkpoints.latest(run)
-    if path is None:
-        raise TrainingError(f"{run}: no checkpoint yet. The first one is written when the tuning begins.")
-    saved = checkpoints.load(path)
-    recipe: Any = saved.record["recipe"]
-    params = {name.removeprefix("params/"): value for name, value in saved.arrays.items() if name.startswith("params/")}
-    context = max(recipe["run"]["sequence_lengths"])
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(export.published_tensors(params), out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
-    export.write_json(out / "config.json", export.config(Architecture(**recipe["model"]), 2 * context))
-    export.write_json(out / "generation_config.json", {**export.GENERATION_CONFIG, "eos_token_id": [1, END_OF_TURN_ID]})
-    export.write_json(out / "tokenizer_config.json", {**export.TOKENIZER_CONFIG, "chat_template": CHAT_TEMPLATE})
-    for name in ("tokenizer.model", "LICENSE"):
-        shutil.copyfile(nano / name, out / name)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    log = [entry for entry in log if entry["step"] <= int(str(saved.record["step"]))]
+    trained = export.TrainedRun.newest(run)
+    params, context = trained.params(), trained.sequence_length
+    export.write_model(
+        out,
+        params,
+        export.config(trained.architecture, 2 * context),
+        nano / "tokenizer.model",
+        generation={**export.GENERATION_CONFIG, "eos_token_id": [1, END_OF_TURN_ID]},
+        tokenizing={**export.TOKENIZER_CONFIG, "chat_template": CHAT_TEMPLATE},
+    )
+    shutil.copyfile(nano / "LICENSE", out / "LICENSE")
     num_params = sum(value.size for value in params.values())
-    text = HEAD + facts(recipe, log, base, num_params) + USE
+    text = HEAD + facts(trained.recipe, trained.log, base, num_params) + USE
     text += evaluation([json.loads(result.read_text()) for result in results])
     text += data_section(pairs, len(load_families())) + LIMITS.format(context=context)
     (out / "README.md").write_text(text, encoding="utf-8")
-    return path
+    return trained.path
 
 
 def main() -> None:

@@ -1,0 +1,61 @@
+"""Options of `cg-local fill` that do nothing together, refused before anything is read or loaded.
+
+This file owns which options say what is done and shown, and which of them exclude each other; how the model answers
+(sampling, sizes, threads) fits all of them. Invariant: no option that a person typed is passed over in silence.
+tests/test_fill_conflicts.py holds the table of all pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+_WITH_UNDO = frozenset(("targets", "diff", "json", "undo"))
+_SPELLED = {"candidates": "-n", "cache": "--no-cache"}
+_NO_MODEL = "no model is asked then"
+_BOTH_IN_JSON = "only one of them can be shown; add --json to get both"
+
+# Two options and why they exclude each other.
+_PAIRS: dict[tuple[str, str], str] = {
+    **{("show_prompt", other): _NO_MODEL for other in ("explain", "untrimmed", "candidates", "all", "min_prob")},
+    **{("show_prompt", other): _NO_MODEL for other in ("diff", "write")},
+    ("all", "explain"): "--explain shows all candidates",
+    ("all", "json"): "--json holds all candidates",
+    ("all", "diff"): "a difference has one answer",
+    ("all", "write"): "one answer is written",
+    ("cache", "kv_cache_size"): "nothing is kept then",
+}
+# The same, where a document does not hold both.
+_PAIRS_OF_TEXT = {
+    ("explain", "untrimmed"): "--explain shows what was cut off, too",
+    ("explain", "diff"): _BOTH_IN_JSON,
+    ("explain", "write"): _BOTH_IN_JSON,
+    ("untrimmed", "diff"): _BOTH_IN_JSON,
+    ("untrimmed", "write"): "the trimmed answer is written; add --json to see the other",
+}
+
+
+def conflict(given: Collection[str], num_candidates: int) -> str | None:
+    """Find options that do nothing together.
+
+    Args:
+        given: parameters of the command whose options were typed, with another value than the default.
+        num_candidates: wanted, by an option or the settings.
+
+    Returns:
+        What is wrong and what to do, or None.
+    """
+    if "undo" in given:
+        spare = next((name for name in given if name not in _WITH_UNDO), None)
+        return f"--undo takes back what was written and asks no model; leave {spelled(spare)} out" if spare else None
+    pairs = _PAIRS if "json" in given else _PAIRS | _PAIRS_OF_TEXT
+    for (one, other), reason in pairs.items():
+        if one in given and other in given:
+            return f"{spelled(one)} and {spelled(other)} do not go together: {reason}"
+    if "all" in given and num_candidates == 1:
+        return "--all needs several candidates: add -n 3"
+    return None
+
+
+def spelled(parameter: str) -> str:
+    """Return an option as it is typed."""
+    return _SPELLED.get(parameter, f"--{parameter.replace('_', '-')}")
