@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
 import typer
@@ -33,6 +34,7 @@ class Scheme(str, Enum):
     """How weights are quantized."""
 
     q4 = "q4"
+    q4s = "q4s"
     q8 = "q8"
     bf16 = "bf16"
 
@@ -183,3 +185,13 @@ class ModelArguments:
         """How tokens are chosen, by the names of SamplingParams and of the chat's settings."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+Corpus = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--corpus", metavar="PATH", help="Texts, repeatable; default: the installed standard library."),
+]
+CalibrationTokens = Annotated[
+    int, typer.Option("--tokens", min=64, help="Tokens of the texts; the last may go beyond.")
+]
+WindowTokens = Annotated[int, typer.Option("--window", min=64, help="Tokens of one text at most.")]

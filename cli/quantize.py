@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from cg_local.quant.schemes import QuantizationPlan
 
 
+class Method(str, Enum):
+    """How codes and scales are found: from the weights alone, with an importance pack, or with texts."""
+
+    fast = "fast"
+    imp = "imp"
+    gptq = "gptq"
+
+
 def quantize(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
@@ -25,6 +34,21 @@ def quantize(
     scheme: Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")] = (
         options.Scheme.q4
     ),
+    bits_per_weight: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--bits-per-weight", metavar="BITS", help="Instead of a scheme: the best formats in this size."),
+    ] = None,
+    method: Annotated[
+        Optional[Method],  # noqa: UP045
+        typer.Option(help="How codes are found; default: imp where there is an importance pack, else fast."),
+    ] = None,
+    importance: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Pack of `cg-local calibrate`; default: importance.safetensors in SOURCE."),
+    ] = None,
+    corpus: options.Corpus = None,
+    tokens: options.CalibrationTokens = 16384,
+    window: options.WindowTokens = 512,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample.")
     ] = False,
@@ -39,6 +63,10 @@ def quantize(
 ) -> None:
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
+    fast looks at the weights alone; imp also weighs and feeds back errors by the pack that `cg-local calibrate` made;
+    gptq lets the model read texts (code, gaps, prose, chat of --corpus) layer by layer: most of an hour for 2B.
+    --bits-per-weight gives bits to the matrices that need them.
+
     Needs at most 512 MiB of memory for 2B. DEST appears whole or not at all; an interrupted run, killed ones too, is
     continued by the same command. The result is the same bytes, whatever happened on the way.
 
@@ -47,23 +75,34 @@ def quantize(
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q8 --scheme q8 --verify
       cg-local quantize ~/Downloads/codegemma-2b-f16.gguf ~/models/codegemma-2b-q4
-      cg-local quantize ~/Downloads/codegemma-7b ~/models/codegemma-7b-q4 --dry-run
+      cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4s --scheme q4s --method gptq
+      cg-local quantize ~/Downloads/codegemma-7b ~/models/codegemma-7b-4bit --bits-per-weight 4.5 --dry-run
     """
     from cg_local import quant
 
     checkpoint = checkpoint_path(source)
+    how = quant.Options(
+        scheme=scheme.value,
+        method=method.value if method else None,
+        importance=importance,
+        bits_per_weight=bits_per_weight,
+        corpus=corpus,
+        calibration_tokens=tokens,
+        window_tokens=window,
+    )
     if dry_run:
-        plan = quant.plan(checkpoint, scheme.value)
+        plan = quant.plan(checkpoint, how)
         for text in plan.notices:
             notice(text)
         write_stdout(_plan_text(plan))
-        write_stdout(_estimate_text(quant.estimate(checkpoint, scheme.value, num_threads=threads)))
+        if method is not Method.gptq:
+            write_stdout(_estimate_text(quant.estimate(checkpoint, how, num_threads=threads)))
         return
     with progress_bar() as on_progress:
         report = quant.quantize(
             checkpoint,
             destination,
-            scheme.value,
+            how,
             overwrite=overwrite,
             restart=restart,
             on_progress=on_progress,

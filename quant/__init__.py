@@ -11,18 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cg_local.quant.options import Options
+
 if TYPE_CHECKING:
     from cg_local.quant.dry_run import Estimate
     from cg_local.quant.report import QuantizationReport
     from cg_local.quant.schemes import QuantizationPlan
 
-__all__ = ["estimate", "plan", "quantize"]
+__all__ = ["Options", "estimate", "plan", "quantize"]
 
 
 def quantize(
     source: str | Path,
     destination: str | Path,
-    scheme: str = "q4",
+    scheme: str | Options = "q4",
     *,
     overwrite: bool = False,
     restart: bool = False,
@@ -34,13 +36,13 @@ def quantize(
     """Quantize published weights into a model folder, or go on with doing so where an earlier call was interrupted.
 
     Memory stays below 512 MiB for CodeGemma 2B. The destination appears whole or not at all, and its bytes depend on
-    the source, the scheme and the version of cg-local alone. What an interrupted call has done lies beside it, in
+    the source, the options and the version of cg-local alone. What an interrupted call has done lies beside it, in
     `.NAME.partial`.
 
     Args:
         source: folder in the Hugging Face layout, with tokenizer.model.
         destination: folder to create.
-        scheme: "q4", "q8" or "bf16".
+        scheme: "q4", "q4s", "q8" or "bf16", or all options: scheme or size, method, importance pack, texts.
         overwrite: replace a model folder at the destination; anything else there is never touched.
         restart: discard what an interrupted call has done.
         is_resumable: False leaves nothing behind when it is interrupted, and is quicker for small models.
@@ -59,7 +61,7 @@ def quantize(
     return convert(
         Path(source),
         Path(destination),
-        scheme,
+        _options(scheme),
         overwrite=overwrite,
         restart=restart,
         is_resumable=is_resumable,
@@ -69,32 +71,40 @@ def quantize(
     )
 
 
-def plan(source: str | Path, scheme: str = "q4") -> QuantizationPlan:
+def plan(source: str | Path, scheme: str | Options = "q4") -> QuantizationPlan:
     """Say what `quantize` would write: tensors, formats, bytes.
 
     Raises:
         CheckpointError, ConfigError: the source cannot be read as published weights.
-        QuantizeError: the scheme is unknown.
+        QuantizeError: as by `quantize`, as far as options are concerned.
     """
     from cg_local.checkpoint import open_checkpoint
-    from cg_local.quant.schemes import plan_checkpoint
+    from cg_local.quant.methods import planned
 
-    return plan_checkpoint(open_checkpoint(source), scheme)
+    return planned(open_checkpoint(source), _options(scheme))
 
 
-def estimate(source: str | Path, scheme: str = "q4", *, num_threads: int | None = None) -> Estimate:
+def estimate(source: str | Path, scheme: str | Options = "q4", *, num_threads: int | None = None) -> Estimate:
     """Say how long `quantize` will take and how much memory, measured on a sample of the source.
 
     Args:
-        source, scheme, num_threads: as for `quantize`.
+        source, scheme, num_threads: as for `quantize`; the method gptq cannot be estimated.
 
     Raises:
         CheckpointError, ConfigError: the source cannot be read as published weights.
-        QuantizeError: the scheme is unknown, or weights are beyond the format's range.
+        QuantizeError: as by `quantize`, or the method is gptq.
     """
     from cg_local.checkpoint import open_checkpoint
+    from cg_local.errors import QuantizeError
     from cg_local.quant.dry_run import measure
-    from cg_local.quant.schemes import plan_checkpoint
+    from cg_local.quant.methods import prepared
 
+    options = _options(scheme)
+    if options.method == "gptq":
+        raise QuantizeError("how long gptq takes is not known from a sample; 2B takes most of an hour on two cores")
     checkpoint = open_checkpoint(source)
-    return measure(checkpoint, plan_checkpoint(checkpoint, scheme), num_threads)
+    return measure(checkpoint, *prepared(checkpoint, options), num_threads)
+
+
+def _options(scheme: str | Options) -> Options:
+    return Options(scheme) if isinstance(scheme, str) else scheme

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from cg_local.checkpoint import Checkpoint
 from cg_local.packing import TILE_ROWS
 from cg_local.quant.convert import usable_cores
-from cg_local.quant.encoder import Encoder, SearchEncoder
+from cg_local.quant.encoder import Encoder
 from cg_local.quant.schemes import GAIN_FORMAT, QuantizationPlan, TensorPlan
 from cg_local.quant.slabs import block_bytes, rows_of
 
@@ -41,16 +41,16 @@ class Estimate:
     num_threads: int
 
 
-def measure(checkpoint: Checkpoint, plan: QuantizationPlan, num_threads: int | None) -> Estimate:
+def measure(checkpoint: Checkpoint, plan: QuantizationPlan, encoder: Encoder, num_threads: int | None) -> Estimate:
     """Encode some blocks of the largest matrix of each format in all threads, and hash some bytes.
 
     Args:
         checkpoint: the source.
         plan: of the conversion.
+        encoder: of the conversion; not one that is sequential, whose time goes elsewhere.
         num_threads: as for `quantize`.
     """
     threads = num_threads or usable_cores()
-    encoder = SearchEncoder(checkpoint)
     matrices: dict[str, list[TensorPlan]] = {}
     for tensor in plan.tensors:
         if tensor.format != GAIN_FORMAT:

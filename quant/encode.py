@@ -28,6 +28,7 @@ from cg_local.packing import (
     pack_codes,
     pack_scales,
 )
+from cg_local.quant.feedback import Feedback
 
 with caching_for(Path(__file__).parent):
     from cg_local.quant import search
@@ -69,7 +70,22 @@ class EncodedRows:
     errors: NDArray[np.float64]
 
 
-def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -> EncodedRows:
+@dataclass(frozen=True)
+class Guide:
+    """What is known of the inputs that a matrix is multiplied with.
+
+    Attributes:
+        importance: float32 [columns], at least 0: what the squared error of each column counts.
+        feedback: how later columns make up for the errors of earlier ones; None: each is rounded to the nearest value.
+    """
+
+    importance: Floats
+    feedback: Feedback | None = None
+
+
+def encode_rows(
+    format: str, x: Floats, book: NDArray[np.int64] | None = None, guide: Guide | None = None
+) -> EncodedRows:
     """Quantize rows and arrange them for the kernels.
 
     Args:
@@ -77,23 +93,25 @@ def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -
         x: float32 [rows, columns], finite; rows from a tile's boundary on.
         book: the tensor's codebook, ascending integers in -63..63, as many as `packing.CODEBOOK_SIZES` tells; only for
             the formats named there.
+        guide: of the tensor; None: its columns count alike. Without effect on bf16.
 
     Raises:
         OverflowError: a weight is too large for the format
     """
     if format == "bf16":
         return _encode_bfloat16(x)
+    guide = guide or _plain_guide(x)
     if format == "i8g64":
-        return _encode_int8(x)
+        return _encode_int8(x, guide)
     grid: Grid = _book_grid(book) if book is not None else _integer_grid(-INT6_OFFSET, INT6_OFFSET - 1)
     start = 1.0 / np.abs(book).max() if book is not None else -1.0 / INT6_OFFSET
     factors = CODEBOOK_FACTORS if book is not None else INT6_FACTORS
     group = SCALE_GROUPS[format]
     scales = np.empty((len(x), x.shape[1] // group), np.float32)
-    search.search_scales(x, group, *grid, (factors * start).astype(np.float32), scales)
+    search.search_scales(x, guide.importance, group, *grid, (factors * start).astype(np.float32), scales)
     candidates, super_scales = _sub_scale_candidates(scales, SUPER_GROUP // group)
     units = np.repeat(super_scales.astype(np.float32), SUPER_GROUP // group, axis=1)
-    sub_scales, codes, errors = _take_codes(x, group, grid, candidates, candidates.astype(np.float32) * units)
+    sub_scales, codes, errors = _take_codes(x, guide, group, grid, candidates, candidates.astype(np.float32) * units)
     if book is None:
         codes += np.int8(INT6_OFFSET)
     parts = {
@@ -104,7 +122,7 @@ def encode_rows(format: str, x: Floats, book: NDArray[np.int64] | None = None) -
     return EncodedRows(parts, errors)
 
 
-def learn_codebook(x: Floats, format: str = "c4g32") -> NDArray[np.int64]:
+def learn_codebook(x: Floats, format: str = "c4g32", guide: Guide | None = None) -> NDArray[np.int64]:
     """Learn a tensor's codebook from a sample of its rows.
 
     Starts from the better of START_BOOKS and alternates the search for scales with Lloyd's step: each value becomes the
@@ -114,37 +132,42 @@ def learn_codebook(x: Floats, format: str = "c4g32") -> NDArray[np.int64]:
     Args:
         x: float32 [rows, columns], finite.
         format: of `packing.CODEBOOK_SIZES`.
+        guide: of the tensor; None: its columns count alike.
 
     Returns:
         Ascending integers in -63..63, as many as the format has.
 
     Source: Lloyd, Least Squares Quantization in PCM, 1982.
     """
-    size, group = CODEBOOK_SIZES[format], SCALE_GROUPS[format]
+    size, group, guide = CODEBOOK_SIZES[format], SCALE_GROUPS[format], guide or _plain_guide(x)
     starts = [np.array(book, np.int64) for book in (START_BOOKS if size == 16 else START_BOOKS_OF_8)]
-    errors = [_lloyd_step(x, book.astype(np.float64), group)[0] for book in starts]
+    errors = [_lloyd_step(x, book.astype(np.float64), group, guide)[0] for book in starts]
     values = starts[int(np.argmin(errors))].astype(np.float64)
     for _ in range(LLOYD_ROUNDS):
-        _, moved = _lloyd_step(x, values, group)
+        _, moved = _lloyd_step(x, values, group, guide)
         # Alternating minimization creeps; steps of more than the full way arrive sooner.
         values = np.sort(values + LLOYD_STRIDE * (moved - values))
         values *= CODEBOOK_LIMIT / np.abs(values).max()
     starts.append(np.rint(values).astype(np.int64))
-    errors.append(_lloyd_step(x, starts[-1].astype(np.float64), group)[0])
+    errors.append(_lloyd_step(x, starts[-1].astype(np.float64), group, guide)[0])
     return starts[int(np.argmin(errors))]
 
 
-def _lloyd_step(x: Floats, values: NDArray[np.float64], group: int) -> tuple[float, NDArray[np.float64]]:
-    """Return the squared error with a codebook, its scales searched, and the means of the elements of each code."""
+def _lloyd_step(x: Floats, values: NDArray[np.float64], group: int, guide: Guide) -> tuple[float, NDArray[np.float64]]:
+    """Return the weighted error with a codebook, its scales searched, and the means of the elements of each code."""
     codebook, limits = _book_grid(values)
     scales = np.empty((len(x), x.shape[1] // group), np.float32)
     trials = (LLOYD_FACTORS / np.abs(values).max()).astype(np.float32)
-    search.search_scales(x, group, codebook, limits, trials, scales)
-    _, codes, errors = _take_codes(x, group, (codebook, limits), scales[None], scales[None])
-    scale = np.repeat(scales.astype(np.float64), group, axis=1).ravel()
-    mass = np.bincount(codes.ravel(), scale * scale, len(values))
-    moment = np.bincount(codes.ravel(), scale * x.ravel(), len(values))
-    return float(errors[:, 0].sum()), np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), values)
+    search.search_scales(x, guide.importance, group, codebook, limits, trials, scales)
+    nearest = Guide(guide.importance)
+    _, codes, _ = _take_codes(x, nearest, group, (codebook, limits), scales[None], scales[None])
+    weights = np.empty_like(x)
+    search.weigh(x, guide.importance, group, weights)
+    scale = np.repeat(scales.astype(np.float64), group, axis=1)
+    mass = np.bincount(codes.ravel(), (weights * scale * scale).ravel(), len(values))
+    moment = np.bincount(codes.ravel(), (weights * scale * x).ravel(), len(values))
+    error = weights * (values[codes] * scale - x) ** 2
+    return float(error.sum()), np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), values)
 
 
 Grid = tuple["search.Codebook | None", "search.Limits"]
@@ -162,17 +185,40 @@ def _integer_grid(low: int, high: int) -> Grid:
     return None, (np.float32(low), np.float32(high))
 
 
+def _plain_guide(x: Floats) -> Guide:
+    return Guide(np.ones(x.shape[1], np.float32))
+
+
 def _take_codes(
-    x: Floats, group: int, grid: Grid, candidates: Array, scales: Floats
+    x: Floats, guide: Guide, group: int, grid: Grid, candidates: Array, scales: Floats
 ) -> tuple[Array, NDArray[np.int8], NDArray[np.float64]]:
     """Take the codes with, in each group, the best of candidates [n, rows, groups] that stand for scales.
 
     Returns the candidates taken, the codes and the rows' errors."""
     chosen, codes = np.zeros(scales.shape[1:], np.uint8), np.empty(x.shape, np.int8)
     errors = np.empty((len(x), 3), np.float64)
-    search.take_codes(x, group, *grid, np.ascontiguousarray(scales), chosen, codes, errors)
-    taken: Array = np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
+    importance, scales = guide.importance, np.ascontiguousarray(scales)
+    search.take_codes(x, importance, group, *grid, scales, chosen, codes, errors)
+    index = chosen[None].astype(np.intp)
+    if guide.feedback is not None:
+        settled = np.take_along_axis(scales, index, axis=0)[0]
+        values = _grid_values(grid)
+        guide.feedback.round(x, settled, values, codes)
+        rounded = values[codes.view(np.uint8)] * np.repeat(settled, group, axis=1)
+        search.measure_rows(x, rounded, errors)
+        if grid[0] is None:
+            codes += np.int8(grid[1][0])  # from the index to the integer itself; int8 wraps as it should
+    taken: Array = np.take_along_axis(candidates, index, axis=0)[0]
     return taken, codes, errors
+
+
+def _grid_values(grid: Grid) -> Floats:
+    """Return what a weight may be rounded to, ascending."""
+    codebook, (low, high) = grid
+    if codebook is not None:
+        values, middles = (np.array(part, np.float32) for part in codebook)
+        return values[: 1 + np.isfinite(middles).sum()]
+    return np.arange(low, high + 1, dtype=np.float32)
 
 
 def _sub_scale_candidates(scales: Floats, per_super: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -198,13 +244,13 @@ def _float16_at_least(values: Floats) -> NDArray[np.float16]:
     return np.where(rounded.astype(np.float32) < values, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
-def _encode_int8(x: Floats) -> EncodedRows:
+def _encode_int8(x: Floats, guide: Guide) -> EncodedRows:
     grid = _integer_grid(-INT8_LIMIT, INT8_LIMIT)
     scales = np.empty((len(x), x.shape[1] // INT8_GROUP), np.float32)
-    search.search_scales(x, INT8_GROUP, *grid, (INT8_FACTORS / INT8_LIMIT).astype(np.float32), scales)
+    search.search_scales(x, guide.importance, INT8_GROUP, *grid, (INT8_FACTORS / INT8_LIMIT).astype(np.float32), scales)
     upper = _float16_at_least(np.abs(scales))
     candidates = np.stack([upper, np.nextafter(upper, np.float16(0))])
-    taken, codes, errors = _take_codes(x, INT8_GROUP, grid, candidates, candidates.astype(np.float32))
+    taken, codes, errors = _take_codes(x, guide, INT8_GROUP, grid, candidates, candidates.astype(np.float32))
     return EncodedRows({"codes": pack_codes("i8g64", codes), "scales": pack_scales(taken)}, errors)
 
 

@@ -1,4 +1,4 @@
-"""What the conversion asks a method of quantization for, and the method that needs no data.
+"""What the conversion asks a method of quantization for, and the methods that need no texts: `fast` and `imp`.
 
 This file owns the interface between the two: which tensors, which rows, when a tensor is done, where a method may keep
 files of its own. It writes no weights and knows no threads. Invariant: what an encoder returns for a row depends on the
@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from cg_local.checkpoint import Checkpoint
 from cg_local.errors import QuantizeError
-from cg_local.packing import GROUP, TILE_ROWS, Array, PackedMatrix, pack_codebook, part_layout
-from cg_local.quant.encode import EncodedRows, encode_rows, learn_codebook
+from cg_local.model_folder import EMBEDDING, HEAD
+from cg_local.packing import CODEBOOK_SIZES, GROUP, TILE_ROWS, Array, PackedMatrix, pack_codebook
+from cg_local.quant.encode import EncodedRows, Guide, encode_rows, learn_codebook
+from cg_local.quant.feedback import LowRankFeedback
+from cg_local.quant.importance import ImportancePack
 from cg_local.quant.schemes import GAIN_FORMAT, TensorPlan
 
 SAMPLE_GROUPS = 8192  # groups of a codebook's sample; four times as many changed no codebook's error by 0.01 dB
@@ -84,7 +87,7 @@ class Encoder(ABC):
 
 
 class SearchEncoder(Encoder):
-    """Codebooks and scales by least squares on the weights alone: the method `fast`."""
+    """Codebooks, scales and codes by least squares on the weights alone: the method `fast`, and the frame of others."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Prepare; nothing is read.
@@ -94,12 +97,22 @@ class SearchEncoder(Encoder):
         """
         self._checkpoint = checkpoint
         self._books: dict[str, NDArray[np.int64]] = {}
-        self.options = {"search": "data-free"}
+        self._guides: dict[str, Guide | None] = {}
+        self.options = {"method": "fast"}
+
+    def guide_of(self, tensor: TensorPlan) -> Guide | None:
+        """Return what is known of a matrix's inputs; None: nothing."""
+        return None
 
     def prepare(self, tensor: TensorPlan) -> None:
-        """Learn the codebook, where the format has one."""
-        if has_codebook(tensor):
-            self._books[tensor.name] = learn_codebook(self._sample(tensor))
+        """Find out about the inputs and learn the codebook, where the format has one."""
+        if tensor.format in (GAIN_FORMAT, "bf16"):
+            return
+        guide = self.guide_of(tensor)
+        if tensor.format in CODEBOOK_SIZES:
+            sample = sample_rows(self._checkpoint, tensor.name, tensor.shape)
+            self._books[tensor.name] = learn_codebook(sample, tensor.format, guide)
+        self._guides[tensor.name] = guide
 
     def encode(self, tensor: TensorPlan, start: int, stop: int) -> EncodedRows:
         """Search codes and scales of rows."""
@@ -108,7 +121,7 @@ class SearchEncoder(Encoder):
             # Gemma stores norm weights as offsets from 1. Source: google/gemma_pytorch, gemma/model.py, RMSNorm.
             return EncodedRows({"": x + np.float32(1.0)}, np.zeros((len(x), 3)))
         try:
-            return encode_rows(tensor.format, x, self._books.get(tensor.name))
+            return encode_rows(tensor.format, x, self._books.get(tensor.name), self._guides.get(tensor.name))
         except OverflowError as cause:
             raise QuantizeError(
                 f"{self._checkpoint.path}: tensor {tensor.name}, rows {start} to {stop - 1}: {cause}; "
@@ -120,17 +133,45 @@ class SearchEncoder(Encoder):
         return {"codebook": pack_codebook(self._books[tensor.name])} if tensor.name in self._books else {}
 
     def done(self, tensor: TensorPlan) -> None:
-        """Forget the codebook."""
+        """Forget codebook and guide."""
         self._books.pop(tensor.name, None)
-
-    def _sample(self, tensor: TensorPlan) -> NDArray[np.float32]:
-        """Rows at even distances over the tensor, at least a tile, SAMPLE_GROUPS groups where there are so many."""
-        rows, columns = tensor.shape
-        wanted = min(rows, max(TILE_ROWS, SAMPLE_GROUPS // (columns // GROUP)))
-        numbers = [number * rows // wanted for number in range(wanted)]
-        return np.concatenate([self._checkpoint.rows(tensor.name, row, row + 1) for row in numbers])
+        self._guides.pop(tensor.name, None)
 
 
-def has_codebook(tensor: TensorPlan) -> bool:
-    """Whether the values of a matrix are learned from it."""
-    return tensor.format != GAIN_FORMAT and "codebook" in part_layout(tensor.format, (TILE_ROWS, tensor.shape[1]))
+class ImportanceEncoder(SearchEncoder):
+    """The search with columns weighted, and errors fed back, by an importance pack: the method `imp`."""
+
+    def __init__(self, checkpoint: Checkpoint, pack: ImportancePack) -> None:
+        """Prepare; nothing is read.
+
+        Args:
+            checkpoint: the source.
+            pack: statistics of the inputs of all its matrices.
+        """
+        super().__init__(checkpoint)
+        self._pack = pack
+        self.options = {"method": "imp", "importance": pack.digest}
+
+    def guide_of(self, tensor: TensorPlan) -> Guide:
+        """Return the pack's statistics, made ready for rounding."""
+        return guide_by(self._pack, tensor.name)
+
+
+def guide_by(pack: ImportancePack, name: str) -> Guide:
+    """Return a pack's statistics of a matrix's inputs, made ready for rounding.
+
+    The embedding's errors are weighted but not fed back: as a table of inputs it has no sum in which one column could
+    make up for another, and feedback was measured to gain nothing there.
+    """
+    found = pack.of(name)
+    if name in (EMBEDDING, HEAD):
+        return Guide(found.mean_square)
+    return Guide(found.mean_square, LowRankFeedback.of(*found.as_doubles))
+
+
+def sample_rows(checkpoint: Checkpoint, name: str, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Return rows at even distances over a matrix, at least a tile, SAMPLE_GROUPS groups where there are so many."""
+    rows, columns = shape
+    wanted = min(rows, max(TILE_ROWS, SAMPLE_GROUPS // max(columns // GROUP, 1)))
+    numbers = [number * rows // wanted for number in range(wanted)]
+    return np.concatenate([checkpoint.rows(name, row, row + 1) for row in numbers])

@@ -60,7 +60,7 @@ def final_states(
         float32 [num_tokens, hidden_size] for each sequence.
     """
     config = source.config
-    states = _embedded(source, sequences)
+    states = embedded(source, sequences)
     longest = max(map(len, sequences), default=0)
     cos, sin = rotary_table(np.arange(longest), config.head_dim, config.rope_theta)
     for layer in range(config.num_layers):
@@ -132,8 +132,11 @@ def _held(source: TensorSource, observe: Observe | None) -> _Held:
     return _Held(source) if observe is None else _Observed(source, observe)
 
 
-def _embedded(source: RowSource, sequences: Sequence[Sequence[int]]) -> list[Floats]:
-    """Look up the rows that occur, slab by slab: a whole float32 embedding of 2B takes 2 GiB."""
+def embedded(source: RowSource, sequences: Sequence[Sequence[int]]) -> list[Floats]:
+    """Return the residual stream before the first layer, float32 [num_tokens, hidden_size] for each sequence.
+
+    The rows that occur are looked up slab by slab: a whole float32 embedding of 2B takes 2 GiB.
+    """
     flat = np.concatenate([np.asarray(ids, np.int64) for ids in sequences]) if sequences else np.zeros(0, np.int64)
     wanted, places = np.unique(flat, return_inverse=True)
     width, step = source.config.hidden_size, slab_rows(source.config.hidden_size)

@@ -1,4 +1,4 @@
-"""Which format each matrix gets: the schemes q4, q8 and bf16.
+"""Which format each matrix gets: the schemes q4, q4s, q8 and bf16.
 
 This file owns the choice of formats and the sizes that follow from it. It reads no weights. Invariant: a plan names
 every matrix of the checkpoint once, in the order of the file, with a format that divides its columns.
@@ -6,7 +6,7 @@ every matrix of the checkpoint once, in the order of the file, with a format tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cg_local.checkpoint import Checkpoint
@@ -14,13 +14,24 @@ from cg_local.errors import QuantizeError
 from cg_local.model_folder import EMBEDDING, HEAD, gain_shapes, matrix_shapes
 from cg_local.packing import COLUMN_MULTIPLE, packed_bytes
 
-SCHEMES = ("q4", "q8", "bf16")
+SCHEMES = ("q4", "q4s", "q8", "bf16")
 GAIN_FORMAT = "f32"  # of a norm gain, which is no matrix and has no format of packing
-BODY_FORMATS: Mapping[str, str] = {"q4": "c4g32", "q8": "i8g64", "bf16": "bf16"}
-# q4 keeps these at 8 bits. The embedding is also the output head and the most sensitive tensor of Gemma; k and v are
-# 0.8 % of 2B and every later token reads their error. Source: ARCHITECTURE.md, section "Weight formats".
-SENSITIVE_NAMES = (EMBEDDING, HEAD)
-SENSITIVE_SUFFIXES = (".k_proj.weight", ".v_proj.weight")
+# Formats by kind of matrix, "" the others. q4 keeps embedding, k and v at 8 bits: the first is also the output head and
+# the most sensitive tensor of Gemma, the others are 0.8 % of 2B and every later token reads their error. q4s is for the
+# least error in the bytes of llama.cpp's Q4_0 (0.999 of them for 2B). Source of both: quant/README.md.
+SCHEME_FORMATS: Mapping[str, Mapping[str, str]] = {
+    "q4": {"": "c4g32", "embedding": "i8g64", "k_proj": "i8g64", "v_proj": "i8g64"},
+    "q4s": {
+        **{"": "c4g16", "embedding": "i6g32", "q_proj": "c4g32", "k_proj": "i6g32", "v_proj": "i6g32"},
+        **{"o_proj": "c4g32"},
+    },
+    "q8": {"": "i8g64"},
+    "bf16": {"": "bf16"},
+}
+# Where every head has its own k and v (7B) they are as large as q, and as little sensitive.
+UNSHARED_FORMATS: Mapping[str, Mapping[str, str]] = {
+    "q4s": {**SCHEME_FORMATS["q4s"], "k_proj": "c4g32", "v_proj": "c4g32"},
+}
 # Where a format's groups do not divide the columns (never in the published sizes), the next one is taken.
 FALLBACK: Mapping[str, str] = {**dict.fromkeys(("c4g32", "c4g16", "c3g32", "i6g32"), "i8g64"), "i8g64": "bf16"}
 
@@ -87,22 +98,36 @@ def plan_checkpoint(checkpoint: Checkpoint, scheme: str) -> QuantizationPlan:
     if scheme not in SCHEMES:
         raise QuantizeError(f"unknown scheme {scheme!r}; known are {', '.join(SCHEMES)}")
     config = checkpoint.config
+    is_shared = config.num_kv_heads < config.num_heads
+    formats = SCHEME_FORMATS[scheme] if is_shared else UNSHARED_FORMATS.get(scheme, SCHEME_FORMATS[scheme])
+    return plan_formats(checkpoint, scheme, lambda name: formats.get(kind_of(name), formats[""]))
+
+
+def plan_formats(checkpoint: Checkpoint, scheme: str, wanted: Callable[[str], str]) -> QuantizationPlan:
+    """Make the plan of given formats.
+
+    Args:
+        checkpoint: the source.
+        scheme: what the choice is called.
+        wanted: name of a matrix -> format; where its groups do not divide the columns, a fallback is taken.
+    """
+    config = checkpoint.config
     tensors = [TensorPlan(name, GAIN_FORMAT, shape, 4 * shape[0]) for name, shape in gain_shapes(config).items()]
     notices = list(checkpoint.notices)
     for name, shape in matrix_shapes(config, has_separate_head=checkpoint.has_separate_head).items():
-        wanted = format_of(name, scheme)
-        format = divisible_format(wanted, shape[1])
-        if format != wanted:
-            notices.append(f"{name}: {shape[1]} columns do not divide into groups of {wanted}; stored as {format}")
+        format = divisible_format(wanted(name), shape[1])
+        if format != wanted(name):
+            notices.append(
+                f"{name}: {shape[1]} columns do not divide into groups of {wanted(name)}; stored as {format}"
+            )
         tensors.append(TensorPlan(name, format, shape, packed_bytes(format, shape)))
     num_weights = sum(_count(tensor.shape) for tensor in tensors)
     return QuantizationPlan(scheme, tuple(tensors), num_weights, tuple(notices))
 
 
-def format_of(name: str, scheme: str) -> str:
-    """Return the format that a scheme wants for a matrix."""
-    is_sensitive = name in SENSITIVE_NAMES or name.endswith(SENSITIVE_SUFFIXES)
-    return "i8g64" if scheme == "q4" and is_sensitive else BODY_FORMATS[scheme]
+def kind_of(name: str) -> str:
+    """Return the kind of a matrix: "embedding" (and head), "q_proj", "gate_proj", ..."""
+    return "embedding" if name in (EMBEDDING, HEAD) else name.split(".")[-2]
 
 
 def divisible_format(format: str, columns: int) -> str:

@@ -1,13 +1,19 @@
-"""The data-free search for codes and scales, in Numba.
+"""The search for codes and scales, in Numba.
 
-This file owns which scale and which codes stand for a group of weights, by least squares on the weights alone. It
-knows neither the packed layout (`packing`) nor how scales are rounded (`encode`), and reads no file. Invariant: a row's
+This file owns which scale and which codes stand for a group of weights, by weighted least squares. It knows neither
+the packed layout (`packing`) nor how scales are rounded (`encode`), and reads no file. Invariant: a row's
 result depends on that row (and the codebook) only, and every sum has a fixed order, so results are the same bytes for
 every number of threads, every cut into slabs and every vector width.
 
 Kernels work on LANES rows at a time, one row a lane: `block[column, lane]`. All sums then run down the columns of a
 lane, and the compiler vectorizes across lanes without reordering one addition. The kernels release the GIL; callers run
 them on different rows in different threads.
+
+An element's squared error counts importance[column] * sqrt(m + v * v), where v is the element and m the mean square of
+its group, both relative to the group's largest element. The importance is the mean square of what the column is
+multiplied with, where that is known, and 1 otherwise; the second factor keeps the search from clipping the large
+weights of a group, which plain least squares does too readily. Source of the second factor: ggml-org/llama.cpp,
+ggml-quants.c (sqrtf(sigma2 + x * x)).
 
 A grid is what a scaled weight may be rounded to: either a `codebook`, 16 ascending values and their 15 midpoints, or
 (codebook None) the integers from limits[0] to limits[1].
@@ -35,13 +41,14 @@ Limits = tuple[np.float32, np.float32]
 @njit(cache=True, nogil=True, error_model="numpy")
 def search_scales(
     x: Floats,
+    importance: Floats,
     group: int,
     codebook: Codebook | None,
     limits: Limits,
     trials: Floats,
     scales: Floats,
 ) -> None:
-    """Find the scale of each group that leaves the least squared error after rounding to the grid.
+    """Find the scale of each group that leaves the least weighted squared error after rounding to the grid.
 
     Each group is divided by its element of largest magnitude, sign included, before the search: so the search knows no
     underflow or overflow, and a negative scale lets the longer end of the grid serve the larger tail. A trial scale is
@@ -49,13 +56,14 @@ def search_scales(
 
     Args:
         x: float32 [rows, columns], finite.
+        importance: float32 [columns], at least 0.
         group: columns that share a scale.
         codebook, limits: the grid (see the module).
         trials: float32 [n], scales to try for a group whose largest element is 1.
         scales: float32 [rows, columns // group], receives the results; 0 for a group of zeros.
     """
     # One allocation each: rows of one array straddle cache lines, which made this loop five times slower.
-    block = np.empty((group, LANES), np.float32)
+    block, weight = np.empty((group, LANES), np.float32), np.empty((group, LANES), np.float32)
     largest = np.empty(LANES, np.float32)
     scale = np.empty(LANES, np.float32)
     product = np.empty(LANES, np.float32)
@@ -66,17 +74,18 @@ def search_scales(
         for g in range(x.shape[1] // group):
             _load(x, row, g * group, block)
             _normalize(block, largest)
+            _weigh(block, importance[g * group : (g + 1) * group], weight)
             for lane in range(LANES):
                 gain[lane] = -1.0
             for trial in trials:
                 for lane in range(LANES):
                     scale[lane] = trial
                 for _ in range(2):
-                    _fit(block, scale, codebook, limits, product, square)
+                    _fit(block, weight, scale, codebook, limits, product, square)
                     for lane in range(LANES):
                         scale[lane] = product[lane] / square[lane] if product[lane] * trial > 0.0 else trial
                 for lane in range(LANES):
-                    # The squared error of the refitted scale is the group's energy less this.
+                    # The weighted error of the refitted scale is the group's weighted energy less this.
                     this = product[lane] * product[lane] / square[lane] if square[lane] > 0.0 else np.float32(0.0)
                     best[lane] = scale[lane] if this > gain[lane] else best[lane]
                     gain[lane] = this if this > gain[lane] else gain[lane]
@@ -87,6 +96,7 @@ def search_scales(
 @njit(cache=True, nogil=True, error_model="numpy")
 def take_codes(
     x: Floats,
+    importance: Floats,
     group: int,
     codebook: Codebook | None,
     limits: Limits,
@@ -98,14 +108,17 @@ def take_codes(
     """Choose each group's scale from a few representable ones, round to the grid with it, and measure the error.
 
     Args:
-        x, group, codebook, limits: as for search_scales.
+        x, importance, group, codebook, limits: as for search_scales.
         candidates: float32 [n, rows, columns // group], scales exactly as the kernels will see them.
-        chosen: uint8 [rows, columns // group], receives the index of the candidate of least error, the first of equals.
+        chosen: uint8 [rows, columns // group], receives the index of the candidate of least weighted error, the
+            first of equals.
         codes: int8 [rows, columns], receives the index into the codebook, or the integer of the grid.
-        errors: float64 [rows, 3], receives each row's squared error, squared weights and largest absolute error.
+        errors: float64 [rows, 3], receives each row's squared error (not weighted), squared weights and largest
+            absolute error.
     """
     table = _values(codebook)
     block, values = np.empty((group, LANES), np.float32), np.empty((group, LANES), np.float32)
+    relative, weight = np.empty((group, LANES), np.float32), np.empty((group, LANES), np.float32)
     taken = np.empty((group, LANES), np.int8)
     scale = np.zeros(LANES, np.float32)
     product = np.zeros(LANES, np.float32)
@@ -121,14 +134,17 @@ def take_codes(
             errors[row + lane, 0] = errors[row + lane, 1] = 0.0
         for g in range(x.shape[1] // group):
             _load(x, row, g * group, block)
+            relative[:] = block
+            _normalize(relative, scale)
+            _weigh(relative, importance[g * group : (g + 1) * group], weight)
             for lane in range(LANES):
                 least[lane] = np.inf
             for n in range(candidates.shape[0]):
                 for lane in range(lanes):
                     scale[lane] = candidates[n, row + lane, g]
-                _fit(block, scale, codebook, limits, product, square)
+                _fit(block, weight, scale, codebook, limits, product, square)
                 for lane in range(lanes):
-                    # Squared error less the group's energy, the same for every candidate.
+                    # Weighted error less the group's weighted energy, the same for every candidate.
                     error = scale[lane] * (scale[lane] * square[lane] - np.float32(2.0) * product[lane])
                     if error < least[lane]:
                         least[lane], best[lane], chosen[row + lane, g] = error, scale[lane], n
@@ -144,6 +160,21 @@ def take_codes(
                     codes[row + lane, g * group + i] = taken[i, lane]
         for lane in range(lanes):
             errors[row + lane, 2] = largest[lane]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def weigh(x: Floats, importance: Floats, group: int, weights: Floats) -> None:
+    """Write what the squared error of each element counts in its group; weights is float32 like x."""
+    block, weight = np.empty((group, LANES), np.float32), np.empty((group, LANES), np.float32)
+    largest = np.empty(LANES, np.float32)
+    for row in range(0, x.shape[0], LANES):
+        for g in range(x.shape[1] // group):
+            _load(x, row, g * group, block)
+            _normalize(block, largest)
+            _weigh(block, importance[g * group : (g + 1) * group], weight)
+            for lane in range(min(LANES, x.shape[0] - row)):
+                for i in range(group):
+                    weights[row + lane, g * group + i] = weight[i, lane]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -183,6 +214,20 @@ def _normalize(block: Floats, largest: Floats) -> None:
     for i in range(block.shape[0]):
         for lane in range(LANES):
             block[i, lane] = block[i, lane] / (largest[lane] if largest[lane] != 0.0 else np.float32(1.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _weigh(block: Floats, importance: Floats, weight: Floats) -> None:
+    """What the squared error of each element of a normalized block counts (see the module)."""
+    square = np.zeros(LANES, np.float32)
+    for i in range(block.shape[0]):
+        for lane in range(LANES):
+            square[lane] += block[i, lane] * block[i, lane]
+    for lane in range(LANES):
+        square[lane] /= np.float32(block.shape[0])
+    for i in range(block.shape[0]):
+        for lane in range(LANES):
+            weight[i, lane] = importance[i] * np.sqrt(square[lane] + block[i, lane] * block[i, lane])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -240,9 +285,15 @@ def _measure(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fit(
-    block: Floats, scale: Floats, codebook: Codebook | None, limits: Limits, product: Floats, square: Floats
+    block: Floats,
+    weight: Floats,
+    scale: Floats,
+    codebook: Codebook | None,
+    limits: Limits,
+    product: Floats,
+    square: Floats,
 ) -> None:
-    """Sums over each lane of q * g and q * q, where q is the value of the grid nearest to g / scale.
+    """Weighted sums over each lane of q * g and q * q, where q is the value of the grid nearest to g / scale.
 
     Comparing with all 15 midpoints of a codebook takes 30 vector instructions for LANES weights and no table lookup,
     which the compiler would not vectorize; the selects are written out to keep values and midpoints in registers."""
@@ -255,8 +306,8 @@ def _fit(
         for i in range(block.shape[0]):
             for lane in range(LANES):
                 q = min(max((block[i, lane] * inverse[lane] + ROUNDER) - ROUNDER, limits[0]), limits[1])
-                product[lane] += q * block[i, lane]
-                square[lane] += q * q
+                product[lane] += weight[i, lane] * q * block[i, lane]
+                square[lane] += weight[i, lane] * q * q
     else:
         b0, b1, b2, b3, b4, b5, b6, b7, b8, b9, b10, b11, b12, b13, b14, b15 = codebook[0]
         m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14 = codebook[1]
@@ -278,5 +329,5 @@ def _fit(
                 q = b13 if v > m12 else q
                 q = b14 if v > m13 else q
                 q = b15 if v > m14 else q
-                product[lane] += q * block[i, lane]
-                square[lane] += q * q
+                product[lane] += weight[i, lane] * q * block[i, lane]
+                square[lane] += weight[i, lane] * q * q

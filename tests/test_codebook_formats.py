@@ -37,7 +37,7 @@ def format(request: pytest.FixtureRequest) -> str:
 def folder(format: str, tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Callable[[str], Path]) -> Path:
     path = tmp_path_factory.mktemp("models") / format
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(schemes.BODY_FORMATS, "q4", format)
+        patch.setitem(schemes.SCHEME_FORMATS, "q4", {**schemes.SCHEME_FORMATS["q4"], "": format})
         quantize(toy_checkpoint("mqa"), path, "q4")
     return path
 

@@ -148,7 +148,7 @@ def test_plan_writes_nothing_and_needs_no_numba(source, tmp_path):
 
 
 def test_unknown_scheme_is_refused(source, tmp_path):
-    with pytest.raises(QuantizeError, match="unknown scheme 'q3'; known are q4, q8, bf16"):
+    with pytest.raises(QuantizeError, match="unknown scheme 'q3'; known are q4, q4s, q8, bf16"):
         quantize(source, tmp_path / "model", "q3")
 
 

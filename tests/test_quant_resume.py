@@ -15,7 +15,7 @@ import quantize_program
 from toy_models import MQA, write_toy_checkpoint
 
 from cg_local.errors import CheckpointError, QuantizeError
-from cg_local.quant import convert, quantize, slabs
+from cg_local.quant import encoder, quantize, slabs
 from cg_local.quant.encode import EncodedRows
 from cg_local.quant.encoder import SearchEncoder, Workplace
 from cg_local.quant.journal import JOURNAL_FILE, PLAN_FILE, Journal, Slab
@@ -379,7 +379,7 @@ class LayerByLayer(SearchEncoder):
 def test_sequential_encoder_has_its_order_its_folder_and_what_is_done(
     source: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "SearchEncoder", LayerByLayer)
+    monkeypatch.setattr(encoder, "SearchEncoder", LayerByLayer)
     quantize(source, tmp_path / "whole")
     assert contents(tmp_path / "whole") == expected
     order = [event.split()[1] for event in LayerByLayer.log if event.startswith("prepare")]

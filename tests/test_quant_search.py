@@ -25,14 +25,27 @@ def rounded(grid, v):
     return np.clip(np.rint(v), -32, 31)
 
 
-def squared_error(grid, x, scales, group=32):
+def element_weights(x, group=32, importance=None):
+    """What each squared error counts, by plain NumPy."""
+    groups = x.astype(np.float64).reshape(len(x), -1, group)
+    relative = groups / np.abs(groups).max(axis=2, keepdims=True)
+    weights = np.sqrt((relative**2).mean(axis=2, keepdims=True) + relative**2).reshape(x.shape)
+    return weights if importance is None else weights * importance
+
+
+def weighted_error(grid, x, scales, group=32, importance=None):
     scale = np.repeat(scales.astype(np.float64), group, axis=1)
-    return ((x - rounded(grid, x / scale) * scale) ** 2).reshape(len(x), -1, group).sum(axis=2)
+    errors = element_weights(x, group, importance) * (x - rounded(grid, x / scale) * scale) ** 2
+    return errors.reshape(len(x), -1, group).sum(axis=2)
 
 
-def searched(grid, x, group=32):
+def ones(x):
+    return np.ones(x.shape[1], np.float32)
+
+
+def searched(grid, x, group=32, importance=None):
     scales = np.empty((len(x), x.shape[1] // group), np.float32)
-    search.search_scales(x, group, *GRIDS[grid], TRIALS[grid], scales)
+    search.search_scales(x, ones(x) if importance is None else importance, group, *GRIDS[grid], TRIALS[grid], scales)
     return scales
 
 
@@ -40,15 +53,27 @@ def weights(shape, seed=0):
     return np.random.default_rng(seed).standard_t(5, shape).astype(np.float32)
 
 
+def test_elements_are_weighed_by_their_size_and_the_importance_of_their_column():
+    x, importance = weights((21, 64)), np.arange(64, dtype=np.float32)
+    found = np.empty_like(x)
+    search.weigh(x, importance, 32, found)
+    np.testing.assert_allclose(found, element_weights(x, importance=importance), rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_searched_scale_is_nearly_the_best_of_a_dense_scan(grid):
+def test_searched_scale_is_nearly_the_best_of_a_dense_scan(grid, is_weighted):
     x = weights((7, 64))
-    error = squared_error(grid, x, searched(grid, x)).sum()
+    importance = np.exp(np.random.default_rng(3).standard_normal(64)).astype(np.float32) if is_weighted else None
+    error = weighted_error(grid, x, searched(grid, x, importance=importance), importance=importance).sum()
     largest = np.take_along_axis(
         x.reshape(7, 2, 32), np.abs(x.reshape(7, 2, 32)).argmax(axis=2, keepdims=True), axis=2
     )[:, :, 0]
     unit = 63 if grid == "codebook" else -32
-    scan = [squared_error(grid, x, largest * factor / unit) for factor in np.linspace(0.7, 1.6, 2000)]
+    scan = [
+        weighted_error(grid, x, largest * factor / unit, importance=importance)
+        for factor in np.linspace(0.7, 1.6, 2000)
+    ]
     # 3 %: the trials are few, and a refit by least squares finds most of what lies between them.
     assert error <= 1.03 * np.min(scan, axis=0).sum()
 
@@ -93,7 +118,7 @@ def taken(grid, x, candidates):
     """What take_codes gives: the candidates chosen, the codes and the errors."""
     chosen, codes = np.zeros(candidates.shape[1:], np.uint8), np.empty(x.shape, np.int8)
     errors = np.empty((len(x), 3))
-    search.take_codes(x, 32, *GRIDS[grid], candidates, chosen, codes, errors)
+    search.take_codes(x, ones(x), 32, *GRIDS[grid], candidates, chosen, codes, errors)
     return chosen, codes, errors
 
 
@@ -103,10 +128,14 @@ def test_take_codes_takes_the_candidate_of_least_error(grid):
     base = searched(grid, x)
     candidates = np.stack([base * np.float32(factor) for factor in (1.3, 0.9, 1.0, 1.1)])
     chosen, _, reported = taken(grid, x, candidates)
-    errors = np.stack([squared_error(grid, x, candidate) for candidate in candidates])
+    errors = np.stack([weighted_error(grid, x, candidate) for candidate in candidates])
     best = np.take_along_axis(errors, chosen[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(best, errors.min(axis=0), rtol=1e-4)  # float32 sums may swap near equals
-    np.testing.assert_allclose(reported[:, 0], best.sum(axis=1), rtol=1e-4)
+    scale = np.repeat(
+        np.take_along_axis(candidates, chosen[None].astype(int), axis=0)[0].astype(np.float64), 32, axis=1
+    )
+    plain = ((x - rounded(grid, x / scale) * scale) ** 2).sum(axis=1)
+    np.testing.assert_allclose(reported[:, 0], plain, rtol=1e-4)  # what is reported is not weighted
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,0 +1,84 @@
+"""`cg-local calibrate`: what a model's inputs look like on texts, as a pack that `quantize` rounds by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cg_local.cli import options
+from cg_local.cli.published import checkpoint_path, progress_bar, published_tokenizer
+from cg_local.cli.render import notice, print_json, write_stdout
+
+
+def calibrate(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
+    ],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Pack to write; default: importance.safetensors in SOURCE."
+        ),
+    ] = None,
+    corpus: options.Corpus = None,
+    tokens: options.CalibrationTokens = 16384,
+    window: options.WindowTokens = 512,
+    sensitivities: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--sensitivities",
+            metavar="TOKENS",
+            min=64,
+            help="Also measure, on so many tokens, how much the output minds an error of each matrix.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Let published weights read texts and write down what the inputs of each matrix look like.
+
+    `cg-local quantize` finds the pack in SOURCE and rounds by it. Texts are code, gaps to fill, prose and chat from the
+    installed standard library, or from --corpus; a share of the files is left for `cg-local eval quality`.
+    --sensitivities runs the whole model once more for each matrix; --bits-per-weight then knows where bits pay.
+
+    \b
+    Examples:
+      cg-local calibrate ~/Downloads/codegemma-2b
+      cg-local calibrate ~/Downloads/codegemma-2b --corpus ~/src --tokens 32768 -o codegemma-2b.importance.safetensors
+    """
+    from dataclasses import replace
+
+    from cg_local.checkpoint import open_checkpoint
+    from cg_local.errors import QuantizeError
+    from cg_local.memory import readable_size
+    from cg_local.quant.calibration import importance_of, sensitivities_of
+    from cg_local.quant.corpora import calibration_corpus
+    from cg_local.quant.importance import FILE_NAME
+
+    path = checkpoint_path(source)
+    checkpoint = open_checkpoint(path)
+    destination = output or (path if path.is_dir() else path.parent) / FILE_NAME
+    if destination.exists() and not overwrite:
+        raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
+    for found in checkpoint.notices:
+        notice(found)
+    tokenizer = published_tokenizer(checkpoint)
+    texts = calibration_corpus(tokenizer, corpus, num_tokens=tokens, window_tokens=window)
+    with progress_bar() as on_progress:
+
+        def on_layer(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(done, total, f"layer {done}")
+
+        pack = importance_of(checkpoint, texts, on_layer=on_layer)
+        if sensitivities is not None:
+            probes = calibration_corpus(tokenizer, corpus, num_tokens=sensitivities, window_tokens=window)
+            pack = replace(pack, sensitivities=sensitivities_of(checkpoint, probes, pack, on_matrix=on_layer))
+    pack.save(destination)
+    if json:
+        print_json({"file": str(destination), "sensitivities": dict(pack.sensitivities), **pack.document})
+        return
+    size = readable_size(destination.stat().st_size)
+    write_stdout(f"{destination}: {size}, {texts.num_tokens:,} tokens of {len(texts.files):,} files\n")

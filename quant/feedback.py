@@ -1,0 +1,129 @@
+"""Rounding with error feedback, in Numba: columns still to be rounded make up for the errors of those before them.
+
+This file owns which codes stand for a row when its scales are settled and the inputs of the layer are correlated: it
+walks the columns in a given order, rounds each to the nearest value of the grid, and moves the later columns so that
+the expected squared error of the row's output, e H e for the error e and the mean product H of the inputs, grows least.
+It chooses no scales (`search`) and collects no statistics. Invariant: a row's codes depend on that row, its scales and
+the statistics only, and every sum has a fixed order.
+
+H is either known whole, through the Cholesky factor of its inverse (`DenseFeedback`), or as a diagonal and a few
+directions, H = diag(d) + V V' (`LowRankFeedback`), which costs only so many multiplications a weight as there are
+directions.
+
+Sources: Frantar et al., GPTQ, arXiv 2210.17323, algorithm 1 (whole H, order of falling diagonal, damping); the form for
+a diagonal and directions follows from it by the Sherman-Morrison formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cg_local.kernels.cache_folder import caching_for
+
+with caching_for(Path(__file__).parent):
+    from cg_local.quant import feedback_kernels
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+# Share of the mean of H's diagonal that is added to the diagonal. Source: Frantar et al., section 3.3, step 3.
+DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class LowRankFeedback:
+    """Feedback for H = diag(d) + V V'.
+
+    Attributes:
+        order: int64 [columns], in which columns are rounded: falling diagonal of H.
+        directions: float32 [columns, rank], row j is V[j] / d[j].
+        steps: float32 [columns, rank], what a unit of column j's error adds to the error in terms of the directions.
+    """
+
+    order: NDArray[np.int64]
+    directions: Floats
+    steps: Floats
+
+    @classmethod
+    def of(cls, diagonal: Doubles, directions: Doubles) -> LowRankFeedback:
+        """Prepare the feedback.
+
+        Args:
+            diagonal: float64 [columns], d, at least 0 and not all 0.
+            directions: float64 [columns, rank], V.
+        """
+        whole = diagonal + (directions * directions).sum(axis=1)
+        damped = diagonal + DAMPING * whole.mean()
+        order = np.argsort(-whole, kind="stable")
+        steps = np.empty_like(directions)
+        feedback_kernels.low_rank_steps(damped, directions, order, steps)
+        scaled = directions / damped[:, None]
+        return cls(order, scaled.astype(np.float32), steps.astype(np.float32))
+
+    def round(self, x: Floats, scales: Floats, values: Floats, codes: NDArray[np.int8]) -> None:
+        """Round rows; arguments as in `DenseFeedback.round`."""
+        feedback_kernels.round_low_rank(x, scales, values, self.order, self.directions, self.steps, codes)
+
+
+@dataclass(frozen=True)
+class DenseFeedback:
+    """Feedback for a known H, or for the blocks on its diagonal where it is large.
+
+    Attributes:
+        order: int64 [columns]: within a block, falling diagonal of H.
+        factors: of each block of columns, float32 [n, n]: row j holds, left of its diagonal, by how much each column
+            before j in the order, with an error of 1, moves column j.
+    """
+
+    order: NDArray[np.int64]
+    factors: tuple[Floats, ...]
+
+    @classmethod
+    def of(cls, blocks: tuple[Doubles, ...]) -> DenseFeedback:
+        """Prepare the feedback.
+
+        Args:
+            blocks: float64 [n, n] each, positive semidefinite: the blocks along the diagonal of H.
+        """
+        orders, factors, start = [], [], 0
+        for block in blocks:
+            order = np.argsort(-np.diag(block), kind="stable")
+            orders.append(order + start)
+            factors.append(_feedback_factor(block[np.ix_(order, order)]))
+            start += len(block)
+        return cls(np.concatenate(orders), tuple(factors))
+
+    def round(self, x: Floats, scales: Floats, values: Floats, codes: NDArray[np.int8]) -> None:
+        """Round rows.
+
+        Args:
+            x: float32 [rows, columns], finite.
+            scales: float32 [rows, groups], exactly as the kernels will see them; a group is columns / groups wide.
+            values: float32, ascending: the grid.
+            codes: int8 [rows, columns], receives indices into values, as the lower 8 bits.
+        """
+        start = 0
+        for factor in self.factors:
+            stop = start + len(factor)
+            order = self.order[start:stop]
+            feedback_kernels.round_dense(x, scales, values, order, factor, codes)
+            start = stop
+
+
+Feedback = LowRankFeedback | DenseFeedback
+
+
+def _feedback_factor(h: Doubles) -> Floats:
+    """Return row j = the weights with which earlier columns' errors move column j, from H in the order of rounding."""
+    damping = DAMPING * np.diag(h).mean() or 1.0
+    while True:
+        try:
+            inverse = np.linalg.inv(h + damping * np.eye(len(h)))
+            upper = np.linalg.cholesky(inverse).T
+            break
+        except np.linalg.LinAlgError:
+            damping *= 10  # as AutoGPTQ's users do by hand
+    return np.ascontiguousarray((upper / np.diag(upper)[:, None]).T.astype(np.float32))

@@ -1,0 +1,200 @@
+"""What the inputs of each matrix look like on average: the statistics that `imp` rounds by, and the packs they come in.
+
+This file owns the statistics and their file. It runs no model (`calibration` does) and rounds nothing (`feedback`
+does). Invariant: a pack fits a checkpoint exactly when every matrix of it finds statistics of its width.
+
+The mean product of a matrix's inputs, H, is kept as a diagonal and a few directions, H = diag(d) + V V'. The matrices
+that share an input share its statistics; those of the embedding describe the head's input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from cg_local.atomic_file import replace_file
+from cg_local.config import ModelConfig
+from cg_local.errors import QuantizeError
+from cg_local.model_folder import EMBEDDING, HEAD, matrix_shapes
+from cg_local.safetensors_file import SafetensorsFile
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+FILE_NAME = "importance.safetensors"
+METADATA_KEY = "cg_local.importance"
+VERSION = 1
+RANK = 32
+OVERSAMPLING = 8  # further directions that the iteration carries along, dropped at its end
+ITERATIONS = 4
+CAPPED_SHARE = 0.001
+"""The longest rows of inputs are shortened to the length that this share exceeds: Gemma's first token has inputs a
+thousand times longer than others and would be all that the statistics describe."""
+
+# Matrices with the input of another one.
+_SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """The mean product H = diag(d) + V V' of the inputs of a matrix.
+
+    Attributes:
+        diagonal: float32 [columns], d.
+        directions: float32 [columns, rank], V, of falling length; RANK of them, or as many as there are columns.
+    """
+
+    diagonal: Floats
+    directions: Floats
+
+    @property
+    def mean_square(self) -> Floats:
+        """The diagonal of H: the mean square of each input, float32 [columns]."""
+        squares: Floats = self.diagonal + (self.directions * self.directions).sum(axis=1)
+        return squares
+
+    @property
+    def as_doubles(self) -> tuple[Doubles, Doubles]:
+        """The diagonal and the directions in float64."""
+        return self.diagonal.astype(np.float64), self.directions.astype(np.float64)
+
+    @classmethod
+    def of(cls, inputs: Sequence[Floats]) -> InputStatistics:
+        """Compute the statistics of inputs, float32 [num_tokens, columns] each.
+
+        The directions are found by orthogonal iteration from fixed random ones.
+        """
+        rows, columns = capped_rows(inputs), inputs[0].shape[1]
+        whole = np.sum([np.einsum("ij,ij->j", x, x, dtype=np.float64) for x in rows], axis=0)
+        directions = _principal_directions(rows, columns)
+        diagonal = np.maximum(whole - (directions * directions).sum(axis=1), 0.0)
+        return cls(diagonal.astype(np.float32), directions.astype(np.float32))
+
+
+def capped_rows(inputs: Sequence[Floats]) -> list[Floats]:
+    """Return the inputs with the longest rows shortened (see CAPPED_SHARE) and over the root of the number of rows.
+
+    So the sum of their products x'x is the mean product.
+    """
+    lengths = np.sqrt(np.concatenate([np.einsum("ij,ij->i", x, x, dtype=np.float64) for x in inputs]))
+    cap = np.quantile(lengths, 1 - CAPPED_SHARE)
+    factors = np.minimum(1.0, cap / np.maximum(lengths, np.finfo(np.float64).tiny)) / math.sqrt(len(lengths))
+    parts = np.split(factors.astype(np.float32), np.cumsum([len(x) for x in inputs])[:-1])
+    return [x * part[:, None] for x, part in zip(inputs, parts, strict=True)]
+
+
+def _principal_directions(rows: Sequence[Floats], columns: int) -> Doubles:
+    """Return the eigenvectors of the sum of x'x with the largest eigenvalues, times their roots, [columns, RANK]."""
+    width = min(columns, RANK + OVERSAMPLING)
+    basis = np.random.default_rng(0).standard_normal((columns, width))
+    for _ in range(ITERATIONS):
+        basis, _ = np.linalg.qr(_product(rows, basis))
+    values, vectors = np.linalg.eigh(basis.T @ _product(rows, basis))
+    order = np.argsort(-values)[:RANK]
+    directions: Doubles = basis @ vectors[:, order] * np.sqrt(np.maximum(values[order], 0.0))
+    return directions
+
+
+def _product(rows: Sequence[Floats], basis: Doubles) -> Doubles:
+    narrow = basis.astype(np.float32)
+    return np.sum([(x.T @ (x @ narrow)).astype(np.float64) for x in rows], axis=0)
+
+
+@dataclass(frozen=True)
+class ImportancePack:
+    """Statistics for every matrix of a model.
+
+    Attributes:
+        statistics: by name of the matrix, of those that share an input the first.
+        sensitivities: by name of the matrix: nats of divergence for a relative output error of 1; may be empty.
+        document: where they come from: texts, tokens, digests, licences.
+    """
+
+    statistics: Mapping[str, InputStatistics]
+    sensitivities: Mapping[str, float]
+    document: Mapping[str, object]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over statistics and sensitivities."""
+        digest = hashlib.sha256(json.dumps(dict(self.sensitivities), sort_keys=True).encode())
+        for name, found in sorted(self.statistics.items()):
+            digest.update(name.encode())
+            for array in (found.diagonal, found.directions):
+                digest.update(np.ascontiguousarray(array, "<f4").data)
+        return digest.hexdigest()
+
+    def of(self, name: str) -> InputStatistics:
+        """Return the statistics of a matrix's input."""
+        return self.statistics[input_name(name)]
+
+    def check(self, config: ModelConfig, place: str) -> None:
+        """Raise QuantizeError unless the pack has statistics of the right width for every matrix of a model."""
+        for name, shape in matrix_shapes(config, has_separate_head=False).items():
+            found = self.statistics.get(input_name(name))
+            width = None if found is None else len(found.diagonal)
+            if width != shape[1]:
+                raise QuantizeError(
+                    f"{place}: statistics of {width or 'no'} inputs for {name}, {shape[1]} needed; it was made for "
+                    "another model: make one with `cg-local calibrate`, or pass --method fast"
+                )
+
+    def save(self, path: Path) -> None:
+        """Write the pack to a file, whole or not at all.
+
+        Raises:
+            SettingsError: it cannot be written.
+        """
+        arrays: dict[str, Floats] = {}
+        for name, found in self.statistics.items():
+            arrays |= {f"{name}.diagonal": found.diagonal, f"{name}.directions": found.directions}
+        told = {"version": VERSION, "sensitivities": dict(self.sensitivities), **self.document}
+        replace_file(path, save(arrays, {METADATA_KEY: json.dumps(told)}))
+
+    @classmethod
+    def load(cls, path: Path) -> ImportancePack:
+        """Read a pack.
+
+        Raises:
+            QuantizeError: it is no importance pack, or damaged.
+        """
+        remedy = "make it again with `cg-local calibrate`"
+        file = SafetensorsFile(path, QuantizeError, remedy=remedy)
+        try:
+            told = json.loads(file.metadata[METADATA_KEY])
+            version, sensitivities = told.pop("version"), told.pop("sensitivities")
+        except (KeyError, ValueError, AttributeError) as cause:
+            raise QuantizeError(f"{path}: not an importance pack; {remedy}") from cause
+        if version != VERSION:
+            raise QuantizeError(f"{path}: an importance pack of version {version}, {VERSION} is read; {remedy}")
+        arrays: dict[str, Floats] = {}
+        for name, entry in file.entries.items():
+            array = file.read(name).view("<f4").reshape(entry.shape) if entry.dtype == "F32" else None
+            if array is None or not np.isfinite(array).all() or (name.endswith(".diagonal") and (array < 0).any()):
+                raise QuantizeError(f"{path}: {name} holds no statistics; {remedy}")
+            arrays[name] = array
+        names = [name.removesuffix(".diagonal") for name in arrays if name.endswith(".diagonal")]
+        try:
+            statistics = {n: InputStatistics(arrays[f"{n}.diagonal"], arrays[f"{n}.directions"]) for n in names}
+        except KeyError as cause:
+            raise QuantizeError(f"{path}: {cause.args[0]} is missing; {remedy}") from cause
+        return cls(statistics, sensitivities, told)
+
+
+def input_name(name: str) -> str:
+    """Return the matrix under whose name a pack keeps the statistics of this matrix's input."""
+    if name == HEAD:
+        return EMBEDDING
+    for matrix, first in _SAME_INPUT.items():
+        if name.endswith(f".{matrix}.weight"):
+            return name.replace(f".{matrix}.", f".{first}.")
+    return name

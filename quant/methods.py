@@ -1,0 +1,99 @@
+"""From options to a plan of formats and the encoder of a method.
+
+This file owns what follows from the options that a person leaves out. Invariant: plan and encoder follow from the
+source and the options alone; a plan by a scheme loads no Numba.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cg_local.checkpoint import Checkpoint
+from cg_local.errors import QuantizeError
+from cg_local.quant.importance import FILE_NAME, ImportancePack
+from cg_local.quant.options import METHODS, Options
+from cg_local.quant.schemes import QuantizationPlan, plan_checkpoint
+from cg_local.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from cg_local.quant.encoder import Encoder
+
+
+def planned(checkpoint: Checkpoint, options: Options) -> QuantizationPlan:
+    """Choose the formats.
+
+    Raises:
+        QuantizeError: unknown scheme or method, no pack where one is needed, one of another model, or fewer bits than
+            any format has.
+    """
+    return _plan(checkpoint, options, _find_pack(checkpoint, options))
+
+
+def prepared(checkpoint: Checkpoint, options: Options) -> tuple[QuantizationPlan, Encoder]:
+    """Choose the formats and make the encoder.
+
+    Raises:
+        QuantizeError: as by `planned`.
+        CorpusError: the texts cannot be read, or are too few.
+    """
+    pack = _find_pack(checkpoint, options)
+    return _plan(checkpoint, options, pack), _encoder(checkpoint, options, pack)
+
+
+def required_tokenizer(checkpoint: Checkpoint) -> bytes:
+    """Return the tokenizer that lies beside published weights.
+
+    Raises:
+        QuantizeError: there is none.
+    """
+    tokenizer = checkpoint.tokenizer_bytes()
+    if tokenizer is None:
+        raise QuantizeError(
+            f"{checkpoint.path}: tokenizer.model is missing; download it from the model's page into this folder"
+        )
+    return tokenizer
+
+
+def _plan(checkpoint: Checkpoint, options: Options, pack: ImportancePack | None) -> QuantizationPlan:
+    if options.bits_per_weight is None:
+        return plan_checkpoint(checkpoint, options.scheme)
+    from cg_local.quant.budget import plan_budget
+
+    return plan_budget(checkpoint, options.bits_per_weight, pack)
+
+
+def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | None) -> Encoder:
+    from cg_local.quant.encoder import ImportanceEncoder, SearchEncoder
+
+    if options.method == "gptq":
+        from cg_local.quant.corpora import calibration_corpus
+        from cg_local.quant.gptq import GptqEncoder
+
+        tokenizer = Tokenizer.from_bytes(required_tokenizer(checkpoint), str(checkpoint.path))
+        corpus = calibration_corpus(
+            tokenizer, options.corpus, num_tokens=options.calibration_tokens, window_tokens=options.window_tokens
+        )
+        return GptqEncoder(checkpoint, corpus)
+    return SearchEncoder(checkpoint) if pack is None else ImportanceEncoder(checkpoint, pack)
+
+
+def _find_pack(checkpoint: Checkpoint, options: Options) -> ImportancePack | None:
+    """Return the pack that the method takes; None where it takes none."""
+    if options.method not in (None, *METHODS):
+        raise QuantizeError(f"unknown method {options.method!r}; known are {', '.join(METHODS)}")
+    if options.method == "fast":
+        if options.importance is not None:
+            raise QuantizeError("the method fast rounds without an importance pack; leave one of the two out")
+        return None
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    path = options.importance or folder / FILE_NAME
+    if options.importance is None and not path.exists():
+        if options.method == "imp":
+            raise QuantizeError(
+                f"{path}: no such file; make it with `cg-local calibrate`, name one with --importance, or pass "
+                "--method fast"
+            )
+        return None
+    pack = ImportancePack.load(path)
+    pack.check(checkpoint.config, str(path))
+    return pack
