@@ -68,7 +68,7 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
             f"the smallest formats take {smallest:,} bytes, {budget:,} are allowed; ask for more bits a weight"
         )
     formats = {}
-    for (name, found), table in zip(reversed(choices.items()), reversed(taken), strict=True):
+    for (name, found), table in zip(reversed(list(choices.items())), reversed(taken), strict=True):
         choice = found[table[units]]
         formats[name] = choice.format
         units -= -(-choice.num_bytes // unit)

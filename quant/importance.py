@@ -106,7 +106,8 @@ def _principal_directions(rows: Sequence[Floats], columns: int) -> Doubles:
 
 def _product(rows: Sequence[Floats], basis: Doubles) -> Doubles:
     narrow = basis.astype(np.float32)
-    return np.sum([(x.T @ (x @ narrow)).astype(np.float64) for x in rows], axis=0)
+    total: Doubles = np.sum([(x.T @ (x @ narrow)).astype(np.float64) for x in rows], axis=0)
+    return total
 
 
 @dataclass(frozen=True)
