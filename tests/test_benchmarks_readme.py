@@ -53,6 +53,11 @@ def test_runs_of_one_model_and_machine_are_merged() -> None:
     two["model"]["sha256"] = "cd"
     with pytest.raises(ValueError, match="different model: cd, not ab"):
         readme_table.merged([one, two])
+    one["peer_files"] = two["peer_files"] = {"peer": {"sha256": "01"}}
+    assert len(readme_table.merged([one, two])["rounds"]) == 3
+    two["peer_files"] = {"peer": {"sha256": "02"}}
+    with pytest.raises(ValueError, match="different model: cd, not ab"):
+        readme_table.merged([one, two])
 
 
 def test_merged_runs_count_the_loads_of_each_but_the_first() -> None:
