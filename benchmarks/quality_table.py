@@ -6,7 +6,8 @@ stored result. It computes no figure itself (`cg_local.quality`). Invariant: eve
 same checkpoint and scored on the same tokens.
 
     python benchmarks/quality_table.py measure nano --peer-python PYTHON --work FOLDER [MODEL ...]
-    python benchmarks/quality_table.py text     # the Markdown of benchmarks/results/quality-nano.json
+    python benchmarks/quality_table.py text          # the Markdown of benchmarks/results/quality-nano.json
+    python benchmarks/quality_table.py text --write  # puts some of its rows into README.md
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from readme_markers import markers, write_part
 
 from cg_local.bench.cards import machine_card
 from cg_local.bench.peers import FILE_TYPES, make_peer_files, peer_file
@@ -38,6 +41,24 @@ IMPORTANCE_TOKENS = 32_768
 # What llama.cpp's own collector leaves out: Gemma's head is the embedding, whose name does not begin with "blk.".
 # Source: llama.cpp, tools/imatrix/imatrix.cpp.
 EXCLUDED = ("model.embed_tokens.weight", "lm_head.weight")
+
+AROUND = markers("quality", "quality_table.py")
+# README's rows: what they are called, the model's name in the result, how its activations are rounded.
+README_ROWS = (
+    ("llama.cpp Q4_0", "q4_0", None),
+    ("`q4s`, method fast", "nano-q4s-fast", "int8"),
+    ("`q4s`, imp", "nano-q4s-imp", "int8"),
+    ("`q4s`, gptq", "nano-q4s-gptq", "int8"),
+    ("formats chosen for Q4_0's bytes, imp", "nano-q4s-budget-imp", "int8"),
+    ("llama.cpp Q4_K_M", "q4_k_m", None),
+    ("llama.cpp Q4_K_M, imatrix", "imatrix-q4_k_m", None),
+    ("formats chosen for Q4_K_M's bytes, imp", "nano-q4-budget-imp", "int8"),
+    ("… gptq", "nano-q4-budget-gptq", "int8"),
+    ("… for 0.93 of its bytes, imp", "nano-q4-93-imp", "int8"),
+    ("llama.cpp Q8_0", "q8_0", None),
+    ("`q8`, imp", "nano-q8-imp", "int8"),
+    ('`q8`, imp, `activations="int16"`', "nano-q8-imp", "int16"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--output", type=Path)
     text = commands.add_parser("text", help="print the Markdown of a result")
     text.add_argument("result", nargs="?", type=Path, default=RESULTS / "quality-nano.json")
+    text.add_argument("--write", action="store_true", help="put the rows for README into it")
     options = parser.parse_args(arguments)
     try:
         if options.command == "measure":
             measured(options)
+        elif options.write:
+            write_part(AROUND, readme_text(read(options.result)))
         else:
             print(markdown(read(options.result)))
     except (CgLocalError, OSError, ValueError) as error:
@@ -212,12 +236,47 @@ def markdown(document: Document) -> str:
         cells.append(f"{(run or plain)['groups'][group]['top1_agreement']['value']:.1%}" if run or plain else "-")
         cells.append(ratio_text(model, run or plain, group, sizes))
         lines.append("| " + " | ".join(cells) + " |")
+    return introduction(document, group) + "\n\n" + "\n".join(lines)
+
+
+def readme_text(document: Document) -> str:
+    """Return README's rows: size, both divergences, and the ratio to the file type beside it.
+
+    Raises:
+        ValueError: a row's model is missing.
+    """
+    group = next(iter(document["num_scored"]))
+    models = {model["name"]: model for model in document["models"]}
+    missing = [name for _, name, _ in README_ROWS if name not in models]
+    if missing:
+        raise ValueError(f"the result has no {', '.join(missing)}")
+    sizes = {name: model["num_bytes"] for name, model in models.items()}
+    lines = [
+        "| | bits a weight | KL, format alone | KL, as run | KL, as run, against |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for label, name, activations in README_ROWS:
+        model = models[name]
+        run = next(
+            found
+            for found in model["comparisons"]
+            if found["comparison"] == END_TO_END and found.get("activations") in (activations, None)
+        )
+        plain = first_of(model, FORMAT_ONLY)
+        cells = [label, f"{model['bits_per_weight']:.2f}"]
+        cells += [with_interval(found["groups"][group]["kl_mean"]) if found else "-" for found in (plain, run)]
+        cells.append(ratio_text(model, run, group, sizes))
+        lines.append("| " + " | ".join(cells) + " |")
+    return introduction(document, group) + "\n\n" + "\n".join(lines)
+
+
+def introduction(document: Document, group: str) -> str:
+    """Return what a table's divergences are of."""
     scored, documents = document["num_scored"][group], document["num_documents"][group]
-    head = (
+    return (
         f"KL divergence from {document['reference']['name']}'s published weights in float32, in nats a token, over "
         f"{scored:,} held-out\ntokens of code and gaps in {documents} files, with 95 % intervals over files."
     )
-    return head + "\n\n" + "\n".join(lines)
 
 
 def first_of(model: Document, comparison: str) -> Document | None:

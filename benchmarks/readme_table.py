@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from readme_markers import markers, write_part
+
 from cg_local.bench.engines import OWN_NAME
 from cg_local.bench.figures import Spread
 from cg_local.bench.setup import read_document
@@ -37,7 +39,7 @@ from cg_local.errors import CgLocalError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- speed: benchmarks/readme_table.py writes this -->", "<!-- end of speed -->"
+AROUND = markers("speed", "readme_table.py")
 # Column -> the files whose rounds stand in it: several runs of the same model count as one with all their rounds.
 COLUMNS: Mapping[str, str] = {"q4": "bench-2b-q4*.json", "q8": "bench-2b-q8*.json"}
 # README has little room: a short prompt and a long one, no context and a long one. The results hold the others.
@@ -54,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text = speed_text(stored_results())
         if options.write:
-            readme = ROOT / "README.md"
-            readme.write_text(replaced(readme.read_text(encoding="utf-8"), text), encoding="utf-8")
+            write_part(AROUND, text)
         else:
             print(text)
     except (CgLocalError, OSError, ValueError) as error:
@@ -125,19 +126,6 @@ def speed_text(results: Mapping[str, Document]) -> str:
     lines = ["| | " + " | ".join(results) + " |", "| --- " * (1 + len(results)) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return _introduction(next(iter(results.values()))) + "\n\n" + "\n".join(lines)
-
-
-def replaced(readme: str, text: str) -> str:
-    """Return a README with the text between the markers replaced.
-
-    Raises:
-        ValueError: a marker is missing.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md: the lines {BEGIN} and {END} are needed around the table")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def _introduction(document: Document) -> str:

@@ -53,6 +53,14 @@ def document(*models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_readme_holds_what_the_script_writes(table: ModuleType) -> None:
+    import readme_markers
+
+    text = table.readme_text(table.read(table.RESULTS / "quality-nano.json"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_markers.replaced(readme, table.AROUND, text) == readme
+
+
 def test_models_are_held_against_the_type_of_their_size(table: ModuleType) -> None:
     names = ["nano-q4", "nano-q4s", "nano-q8", "q4_0", "q4_k_m", "q8_0", "imatrix-q4_0", "nano-q4-gptq", "other"]
     assert table.pairs(names) == {0: 4, 1: 3, 2: 5, 7: 4}

@@ -12,6 +12,7 @@ from test_bench_report import document_of
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import readme_markers
 import readme_table
 
 
@@ -20,7 +21,7 @@ def test_readme_holds_what_the_script_writes() -> None:
     if not results:
         pytest.skip("no result of `cg-local bench` is stored")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_table.replaced(readme, readme_table.speed_text(results)) == readme
+    assert readme_markers.replaced(readme, readme_table.AROUND, readme_table.speed_text(results)) == readme
 
 
 def test_table_has_a_column_for_each_result_and_a_row_for_each_figure() -> None:
@@ -83,10 +84,11 @@ def test_runs_on_other_numbers_of_threads_are_not_merged() -> None:
 
 
 def test_text_stands_between_the_markers() -> None:
-    readme = f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n"
-    assert readme_table.replaced(readme, "new") == readme.replace("old", "new")
+    begin, end = readme_table.AROUND
+    readme = f"before\n{begin}\nold\n{end}\nafter\n"
+    assert readme_markers.replaced(readme, readme_table.AROUND, "new") == readme.replace("old", "new")
     with pytest.raises(ValueError, match="are needed around the table"):
-        readme_table.replaced("before\n", "new")
+        readme_markers.replaced("before\n", readme_table.AROUND, "new")
 
 
 def test_missing_results_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
