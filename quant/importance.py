@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ CAPPED_SHARE = 0.001
 """The longest rows of inputs are shortened to the length that this share exceeds: Gemma's first token has inputs a
 thousand times longer than others and would be all that the statistics describe."""
 
+_REMEDY = "make it again with `cg-local calibrate`"
 # Matrices with the input of another one.
 _SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
@@ -168,27 +170,56 @@ class ImportancePack:
         Raises:
             QuantizeError: it is no importance pack, or damaged.
         """
-        remedy = "make it again with `cg-local calibrate`"
-        file = SafetensorsFile(path, QuantizeError, remedy=remedy)
-        try:
-            told = json.loads(file.metadata[METADATA_KEY])
-            version, sensitivities = told.pop("version"), told.pop("sensitivities")
-        except (KeyError, ValueError, AttributeError) as cause:
-            raise QuantizeError(f"{path}: not an importance pack; {remedy}") from cause
-        if version != VERSION:
-            raise QuantizeError(f"{path}: an importance pack of version {version}, {VERSION} is read; {remedy}")
-        arrays: dict[str, Floats] = {}
-        for name, entry in file.entries.items():
-            array = file.read(name).view("<f4").reshape(entry.shape) if entry.dtype == "F32" else None
-            if array is None or not np.isfinite(array).all() or (name.endswith(".diagonal") and (array < 0).any()):
-                raise QuantizeError(f"{path}: {name} holds no statistics; {remedy}")
-            arrays[name] = array
-        names = [name.removesuffix(".diagonal") for name in arrays if name.endswith(".diagonal")]
+        file = SafetensorsFile(path, QuantizeError, remedy=_REMEDY)
+        told = _metadata(file)
+        arrays = {name: _array(file, name) for name in file.entries}
+        names = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
         try:
             statistics = {n: InputStatistics(arrays[f"{n}.diagonal"], arrays[f"{n}.directions"]) for n in names}
         except KeyError as cause:
-            raise QuantizeError(f"{path}: {cause.args[0]} is missing; {remedy}") from cause
+            raise QuantizeError(f"{path}: {cause.args[0]} is missing; {_REMEDY}") from cause
+        for name, found in statistics.items():
+            if len(found.diagonal) != len(found.directions):
+                raise QuantizeError(f"{path}: {name}.directions holds no statistics; {_REMEDY}")
+        sensitivities = told.pop("sensitivities")
         return cls(statistics, sensitivities, told)
+
+
+def _metadata(file: SafetensorsFile) -> dict[str, Any]:
+    """Return what a pack tells about itself, without its version.
+
+    Raises:
+        QuantizeError: it is no pack, or one of another version.
+    """
+    try:
+        told = json.loads(file.metadata[METADATA_KEY])
+        version = told.pop("version")
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as cause:
+        raise QuantizeError(f"{file.path}: not an importance pack; {_REMEDY}") from cause
+    if version != VERSION:
+        raise QuantizeError(f"{file.path}: an importance pack of version {version}, {VERSION} is read; {_REMEDY}")
+    sensitivities = told.get("sensitivities")
+    if not isinstance(sensitivities, dict) or not all(map(_is_sensitivity, sensitivities.values())):
+        raise QuantizeError(f"{file.path}: not an importance pack; {_REMEDY}")
+    return dict(told)
+
+
+def _is_sensitivity(value: object) -> bool:
+    return isinstance(value, float | int) and 0 <= value < math.inf
+
+
+def _array(file: SafetensorsFile, name: str) -> Floats:
+    """Read one array of a pack.
+
+    Raises:
+        QuantizeError: it cannot be what its name says.
+    """
+    entry, is_diagonal = file.entries[name], name.endswith(".diagonal")
+    if entry.dtype == "F32" and len(entry.shape) == (1 if is_diagonal else 2):
+        array: Floats = file.read(name).view("<f4").reshape(entry.shape)
+        if np.isfinite(array).all() and not (is_diagonal and (array < 0).any()):
+            return array
+    raise QuantizeError(f"{file.path}: {name} holds no statistics; {_REMEDY}")
 
 
 def input_name(name: str) -> str:
