@@ -65,7 +65,8 @@ def sensitivities_of(
         on_matrix: called with the matrices done and in all.
 
     Returns:
-        name -> mean KL divergence in nats over the relative output error, `rounded_rows.relative_error`.
+        name -> mean KL divergence in nats over the relative output error, `rounded_rows.relative_error`; 0 for a matrix
+        that PROBE holds without an error.
     """
     sequences = [window.token_ids for window in corpus.windows]
     true_ids = np.concatenate([np.array(ids[1:], np.int64) for ids in sequences])
@@ -74,13 +75,17 @@ def sensitivities_of(
         states = np.concatenate([state[:-1] for state in final_states(source, sequences)])
         return HeadLogits(states, source, checkpoint.config.vocab_size)
 
+    def divergence(source: _Probed) -> float:
+        return float(compare(reference, logits(source), true_ids).kl.mean())
+
     reference, found = logits(checkpoint), {}
     shapes = matrix_shapes(checkpoint.config, has_separate_head=checkpoint.has_separate_head)
     for index, name in enumerate(shapes):
         x = checkpoint.tensor(name)
         y = rounded(PROBE, x, guide_by(pack, name))
-        divergence = compare(reference, logits(_Probed(checkpoint, name, y)), true_ids).kl.mean()
-        found[name] = float(divergence) / relative_error(x, y, pack.of(name))
+        error = relative_error(x, y, pack.of(name))
+        # Without an error there is nothing to look at; sums of a divergence near 0 may end a little below it.
+        found[name] = max(0.0, divergence(_Probed(checkpoint, name, y)) / error) if error else 0.0
         if on_matrix is not None:
             on_matrix(index + 1, len(shapes))
     return found

@@ -1,0 +1,116 @@
+"""What calibration observes against inputs captured by hand from the reference, and sensitivities computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toy_models import MQA, toy_weights, write_toy_checkpoint
+
+from cg_local import reference
+from cg_local.checkpoint import Checkpoint, open_checkpoint
+from cg_local.config import ModelConfig
+from cg_local.model_folder import EMBEDDING, matrix_shapes
+from cg_local.quant.calibration import PROBE, importance_of, sensitivities_of
+from cg_local.quant.corpora import Corpus
+from cg_local.quant.corpus_windows import Window
+from cg_local.quant.encoder import guide_by
+from cg_local.quant.importance import InputStatistics, input_name
+from cg_local.quant.rounded_rows import relative_error, rounded
+
+Floats = NDArray[np.float32]
+SEQUENCES = [[2, 5, 9, 700, 9, 12, 13, 400], [2, 400, 401, 402, 2, 767], [2, 30, 31]]
+CORPUS = Corpus(tuple(Window(tuple(ids), "code", "a.py:1", 1) for ids in SEQUENCES), ())
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+class Seen:
+    """A checkpoint whose matrices' inputs are noted, and of which one may have other values."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str = "", values: Floats | None = None) -> None:
+        self.checkpoint, self.name, self.values = checkpoint, name, values
+        self.inputs: dict[str, list[Floats]] = {}
+        self.config, self.tensor_names = checkpoint.config, checkpoint.tensor_names
+
+    def tensor(self, name: str) -> Floats:
+        return self.values if name == self.name and self.values is not None else self.checkpoint.tensor(name)
+
+    def observe(self, name: str, x: Floats) -> None:
+        self.inputs.setdefault(name, []).append(x.copy())
+
+    def states(self, ids: Sequence[int]) -> Floats:
+        *_, last = reference.residual_stream(self, ids)
+        return reference.rms_norm(last, self.tensor("model.norm.weight"), self.config.rms_norm_eps)
+
+
+@pytest.mark.parametrize("family", ["mqa", "mha"])
+def test_importance_is_the_statistics_of_what_the_reference_multiplies_with(
+    family: str, toy_checkpoint: Callable[[str], Path]
+) -> None:
+    checkpoint, steps = open_checkpoint(toy_checkpoint(family)), list[tuple[int, int]]()
+    pack = importance_of(checkpoint, CORPUS, on_layer=lambda done, total: steps.append((done, total)))
+    seen = Seen(checkpoint)
+    seen.inputs[EMBEDDING] = [seen.states(ids) for ids in SEQUENCES]
+    shapes = matrix_shapes(checkpoint.config, has_separate_head=False)
+    assert pack.statistics.keys() == {input_name(name) for name in shapes}
+    for name in shapes:
+        expected = InputStatistics.of(seen.inputs[name])
+        np.testing.assert_array_equal(pack.of(name).diagonal, expected.diagonal, strict=True)
+        np.testing.assert_array_equal(pack.of(name).directions, expected.directions, strict=True)
+    assert pack.sensitivities == {}
+    sources = ["config.json", "model.safetensors", "tokenizer.model"]
+    assert pack.document == {"corpus": CORPUS.document(), "sources": sources}
+    assert steps == [(1, 2), (2, 2)]
+    pack.check(checkpoint.config, "pack")
+
+
+def kl_by_hand(checkpoint: Checkpoint, name: str, values: Floats) -> float:
+    """Mean KL divergence of the next token's distribution, from whole rows of float64 logits."""
+    logs = []
+    for source in (Seen(checkpoint), Seen(checkpoint, name, values)):
+        states = np.concatenate([source.states(ids)[:-1] for ids in SEQUENCES])
+        z = (states @ source.tensor(EMBEDDING).T).astype(np.float64)
+        logs.append(z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
+    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
+
+
+def test_sensitivity_is_divergence_over_relative_error(toy_checkpoint: Callable[[str], Path]) -> None:
+    checkpoint, steps = open_checkpoint(toy_checkpoint("mqa")), list[tuple[int, int]]()
+    pack = importance_of(checkpoint, CORPUS)
+    found = sensitivities_of(checkpoint, CORPUS, pack, on_matrix=lambda done, total: steps.append((done, total)))
+    shapes = matrix_shapes(checkpoint.config, has_separate_head=False)
+    assert list(found) == list(shapes)
+    assert steps == [(number, len(shapes)) for number in range(1, len(shapes) + 1)]
+    for name in (DOWN, "model.layers.0.self_attn.q_proj.weight", EMBEDDING):
+        x = checkpoint.tensor(name)
+        y = rounded(PROBE, x, guide_by(pack, name))
+        statistics = pack.of(name)
+        h = np.diag(statistics.diagonal) + statistics.directions @ statistics.directions.T.astype(np.float64)
+        error = y.astype(np.float64) - x
+        relative = np.einsum("ri,ij,rj->", error, h, error) / np.einsum("ri,ij,rj->", x, h, x.astype(np.float64))
+        assert relative == pytest.approx(relative_error(x, y, statistics), rel=1e-9)
+        assert found[name] == pytest.approx(kl_by_hand(checkpoint, name, y) / relative, rel=1e-6)
+        assert found[name] > 0
+
+
+def test_a_matrix_that_rounds_without_error_is_of_no_concern(tmp_path: Path) -> None:
+    weights = toy_weights(ModelConfig.from_dict(MQA, "toy"))
+    weights[DOWN] = np.zeros_like(weights[DOWN])
+    checkpoint = open_checkpoint(write_toy_checkpoint(tmp_path / "pruned", MQA, weights=weights))
+    pack = importance_of(checkpoint, CORPUS)
+    found = sensitivities_of(checkpoint, CORPUS, pack)
+    assert found[DOWN] == 0.0
+    assert found["model.layers.1.mlp.up_proj.weight"] == 0.0  # what it computes, the zeros take away again
+    assert all(value >= 0 for value in found.values())
+
+
+def test_relative_error_without_statistics_counts_all_columns_alike() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 8)).astype(np.float32)
+    y = x + rng.standard_normal((5, 8)).astype(np.float32) / 8
+    expected = ((y.astype(np.float64) - x) ** 2).sum() / (x.astype(np.float64) ** 2).sum()
+    assert relative_error(x, y, None) == pytest.approx(expected, rel=1e-12)
+    assert relative_error(np.zeros_like(x), y, None) == 0.0
