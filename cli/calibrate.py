@@ -11,30 +11,33 @@ from cg_local.cli import options
 from cg_local.cli.published import checkpoint_path, progress_bar, published_tokenizer
 from cg_local.cli.render import notice, print_json, write_stdout
 
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
+]
+Output = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output", "-o", metavar="FILE", help="Pack to write; default: SOURCE/importance.safetensors."),
+]
+Sensitivities = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--sensitivities",
+        metavar="TOKENS",
+        min=64,
+        help="Also measure, on so many tokens, how much the output minds an error of each matrix.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the pack.")]
+
 
 def calibrate(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
-    ],
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Pack to write; default: importance.safetensors in SOURCE."
-        ),
-    ] = None,
+    source: Source,
+    output: Output = None,
     corpus: options.Corpus = None,
     tokens: options.CalibrationTokens = 16384,
     window: options.WindowTokens = 512,
-    sensitivities: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            "--sensitivities",
-            metavar="TOKENS",
-            min=64,
-            help="Also measure, on so many tokens, how much the output minds an error of each matrix.",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack.")] = False,
+    sensitivities: Sensitivities = None,
+    overwrite: Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Let published weights read texts and write down what the inputs of each matrix look like.

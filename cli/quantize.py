@@ -13,6 +13,7 @@ from cg_local.cli.published import checkpoint_path, progress_bar
 from cg_local.cli.render import notice, write_stdout
 
 if TYPE_CHECKING:
+    from cg_local.quant import Options
     from cg_local.quant.dry_run import Estimate
     from cg_local.quant.report import QuantizationReport
     from cg_local.quant.schemes import QuantizationPlan
@@ -26,40 +27,52 @@ class Method(str, Enum):
     gptq = "gptq"
 
 
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
+]
+Destination = Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")]
+Scheme = Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")]
+BitsPerWeight = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--bits-per-weight", metavar="BITS", help="Instead of a scheme: the best formats in this size."),
+]
+MethodOption = Annotated[
+    Optional[Method],  # noqa: UP045
+    typer.Option("--method", help="How codes are found; default: imp where there is an importance pack, else fast."),
+]
+Importance = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="FILE", help="Pack of `cg-local calibrate`; default: importance.safetensors in SOURCE."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder at DEST.")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard what an interrupted run has done, instead of continuing it.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Read the result back and compare its digests.")]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", min=1, help="Threads of the search; default: every processor."),
+]
+
+
 def quantize(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
-    ],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")],
-    scheme: Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")] = (
-        options.Scheme.q4
-    ),
-    bits_per_weight: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--bits-per-weight", metavar="BITS", help="Instead of a scheme: the best formats in this size."),
-    ] = None,
-    method: Annotated[
-        Optional[Method],  # noqa: UP045
-        typer.Option(help="How codes are found; default: imp where there is an importance pack, else fast."),
-    ] = None,
-    importance: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Pack of `cg-local calibrate`; default: importance.safetensors in SOURCE."),
-    ] = None,
+    source: Source,
+    destination: Destination,
+    scheme: Scheme = options.Scheme.q4,
+    bits_per_weight: BitsPerWeight = None,
+    method: MethodOption = None,
+    importance: Importance = None,
     corpus: options.Corpus = None,
     tokens: options.CalibrationTokens = 16384,
     window: options.WindowTokens = 512,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder at DEST.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard what an interrupted run has done, instead of continuing it.")
-    ] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare its digests.")] = False,
-    threads: Annotated[
-        Optional[int], typer.Option("--threads", min=1, help="Threads of the search; default: every processor.")  # noqa: UP045
-    ] = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    restart: Restart = False,
+    verify: Verify = False,
+    threads: Threads = None,
 ) -> None:
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
@@ -67,8 +80,8 @@ def quantize(
     gptq lets the model read texts (code, gaps, prose, chat of --corpus) layer by layer: most of an hour for 2B.
     --bits-per-weight gives bits to the matrices that need them.
 
-    Needs at most 512 MiB of memory for 2B. DEST appears whole or not at all; an interrupted run, killed ones too, is
-    continued by the same command. The result is the same bytes, whatever happened on the way.
+    Needs at most 512 MiB of memory for 2B (gptq: 4 GiB). DEST appears whole or not at all; an interrupted run, killed
+    ones too, is continued by the same command. The result is the same bytes, whatever happened on the way.
 
     \b
     Examples:
@@ -78,26 +91,37 @@ def quantize(
       cg-local quantize ~/Downloads/codegemma-2b ~/models/codegemma-2b-q4s --scheme q4s --method gptq
       cg-local quantize ~/Downloads/codegemma-7b ~/models/codegemma-7b-4bit --bits-per-weight 4.5 --dry-run
     """
+    from cg_local.quant import Options
+
+    name = method.value if method else None
+    how = Options(scheme.value, name, importance, bits_per_weight, corpus, tokens, window)
+    if dry_run:
+        _show_plan(checkpoint_path(source), how, threads)
+        return
+    report = _quantized(checkpoint_path(source), destination, how, overwrite, restart, threads)
+    if verify:
+        from cg_local.model_folder import open_model_folder
+
+        open_model_folder(destination, verify=True)
+    write_stdout(_report_text(report, is_verified=verify))
+
+
+def _show_plan(checkpoint: Path, how: Options, threads: int | None) -> None:
     from cg_local import quant
 
-    checkpoint = checkpoint_path(source)
-    how = quant.Options(
-        scheme=scheme.value,
-        method=method.value if method else None,
-        importance=importance,
-        bits_per_weight=bits_per_weight,
-        corpus=corpus,
-        calibration_tokens=tokens,
-        window_tokens=window,
-    )
-    if dry_run:
-        plan = quant.plan(checkpoint, how)
-        for text in plan.notices:
-            notice(text)
-        write_stdout(_plan_text(plan))
-        if method is not Method.gptq:
-            write_stdout(_estimate_text(quant.estimate(checkpoint, how, num_threads=threads)))
-        return
+    plan = quant.plan(checkpoint, how)
+    for text in plan.notices:
+        notice(text)
+    write_stdout(_plan_text(plan))
+    if how.method != "gptq":
+        write_stdout(_estimate_text(quant.estimate(checkpoint, how, num_threads=threads)))
+
+
+def _quantized(
+    checkpoint: Path, destination: Path, how: Options, overwrite: bool, restart: bool, threads: int | None
+) -> QuantizationReport:
+    from cg_local import quant
+
     with progress_bar() as on_progress:
         report = quant.quantize(
             checkpoint,
@@ -111,11 +135,7 @@ def quantize(
         )
     for text in report.notices:
         notice(text)
-    if verify:
-        from cg_local.model_folder import open_model_folder
-
-        open_model_folder(destination, verify=True)
-    write_stdout(_report_text(report, is_verified=verify))
+    return report
 
 
 def _plan_text(plan: QuantizationPlan) -> str:

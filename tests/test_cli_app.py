@@ -30,6 +30,7 @@ Commands:
   config    Show and change what is set.
   cache     Show and clear what is kept to be quick.
   quantize  Turn published weights into a model folder.
+  calibrate Write down what a model's inputs look like, for quantize.
   export    Write published weights as one GGUF file.
   info      Show a model's size and whether it fits in memory.
   eval      Measure loss and exact match on a file of requests.
