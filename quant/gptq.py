@@ -10,6 +10,7 @@ weighted but not fed back: as a table of inputs it has no sum in which one colum
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from cg_local.checkpoint import Checkpoint
 from cg_local.config import ModelConfig
+from cg_local.errors import QuantizeError
 from cg_local.model_folder import EMBEDDING, HEAD
 from cg_local.packing import dequantize
 from cg_local.quant.corpora import Corpus
@@ -37,6 +39,9 @@ Doubles = NDArray[np.float64]
 BLOCK_COLUMNS = 2048
 """Wider inputs (those of the down projection) are treated in blocks of so many columns: the statistics of 2B's 16,384
 inputs would take 2 GiB and their inverse half an hour a layer."""
+
+_SUFFIX = ".f32"  # of the files of the stream: a SHA-256 of the rest, then float32 [num_tokens, hidden_size]
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class GptqEncoder(SearchEncoder):
@@ -186,26 +191,50 @@ class _Stream:
         return embedded(self._checkpoint, self._sequences)
 
     def _resume(self, half: int) -> None:
-        """Take the stream behind as many halves as possible, at most `half`, from a file."""
-        found = [path for path in self._place.folder.glob("stream-*.npy") if _half_of(path) <= half]
-        if not found:
-            return
-        path = max(found, key=_half_of)
-        whole = np.load(path)
-        self._half = _half_of(path)
-        self.__dict__["_states"] = np.split(whole, np.cumsum([len(ids) for ids in self._sequences])[:-1])
+        """Take the stream behind as many halves as possible, at most `half`, from a file that is sound."""
+        found = [path for path in self._place.folder.glob(f"stream-*{_SUFFIX}") if _half_of(path) <= half]
+        lengths = [len(ids) for ids in self._sequences]
+        shape = (sum(lengths), self.config.hidden_size)
+        for path in sorted(found, key=_half_of, reverse=True):
+            whole = _read(path, shape)
+            if whole is not None:
+                self._half = _half_of(path)
+                self.__dict__["_states"] = np.split(whole, np.cumsum(lengths)[:-1])
+                return
 
     def _keep(self) -> None:
-        path = self._place.folder / f"stream-{self._half}.npy"
+        """Write the stream to a file, and remove those that no tensor asks for any more.
+
+        Raises:
+            QuantizeError: the disk is full or fails.
+        """
+        path = self._place.folder / f"stream-{self._half}{_SUFFIX}"
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, np.concatenate(self._states))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        for older in self._place.folder.glob("stream-*.npy"):
-            if _half_of(older) < self._half - 1:
-                older.unlink()
+        data = np.ascontiguousarray(np.concatenate(self._states), "<f4").data
+        try:
+            with partial.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            for older in self._place.folder.glob(f"stream-*{_SUFFIX}"):
+                if _half_of(older) < self._half - 1:
+                    older.unlink()
+        except OSError as cause:
+            raise QuantizeError(f"{path}: cannot be written ({cause.strerror}); make room or check the disk") from cause
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Floats | None:
+    """Return what a file of the stream holds; None where it is not as it was written: it is computed again then."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    content = memoryview(data)[_DIGEST_BYTES:]
+    if len(content) != 4 * shape[0] * shape[1] or hashlib.sha256(content).digest() != data[:_DIGEST_BYTES]:
+        return None
+    return np.frombuffer(content, "<f4").reshape(shape)
 
 
 def _half_of(path: Path) -> int:
