@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from cg_local.cli import options
 from cg_local.cli.published import checkpoint_path, progress_bar, published_tokenizer
 from cg_local.cli.render import notice, print_json, write_stdout
+
+if TYPE_CHECKING:
+    from cg_local.checkpoint import Checkpoint
+    from cg_local.quant.importance import ImportancePack
+
 
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
@@ -51,13 +56,8 @@ def calibrate(
       cg-local calibrate ~/Downloads/codegemma-2b
       cg-local calibrate ~/Downloads/codegemma-2b --corpus ~/src --tokens 32768 -o codegemma-2b.importance.safetensors
     """
-    from dataclasses import replace
-
     from cg_local.checkpoint import open_checkpoint
     from cg_local.errors import QuantizeError
-    from cg_local.memory import readable_size
-    from cg_local.quant.calibration import importance_of, sensitivities_of
-    from cg_local.quant.corpora import calibration_corpus
     from cg_local.quant.importance import FILE_NAME
 
     path = checkpoint_path(source)
@@ -67,21 +67,35 @@ def calibrate(
         raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
     for found in checkpoint.notices:
         notice(found)
-    tokenizer = published_tokenizer(checkpoint)
-    texts = calibration_corpus(tokenizer, corpus, num_tokens=tokens, window_tokens=window)
-    with progress_bar() as on_progress:
-
-        def on_layer(done: int, total: int) -> None:
-            if on_progress is not None:
-                on_progress(done, total, f"layer {done}")
-
-        pack = importance_of(checkpoint, texts, on_layer=on_layer)
-        if sensitivities is not None:
-            probes = calibration_corpus(tokenizer, corpus, num_tokens=sensitivities, window_tokens=window)
-            pack = replace(pack, sensitivities=sensitivities_of(checkpoint, probes, pack, on_matrix=on_layer))
+    pack, summary = _measured(checkpoint, corpus, tokens, window, sensitivities)
     pack.save(destination)
     if json:
         print_json({"file": str(destination), "sensitivities": dict(pack.sensitivities), **pack.document})
         return
-    size = readable_size(destination.stat().st_size)
-    write_stdout(f"{destination}: {size}, {texts.num_tokens:,} tokens of {len(texts.files):,} files\n")
+    from cg_local.memory import readable_size
+
+    write_stdout(f"{destination}: {readable_size(destination.stat().st_size)}, {summary}\n")
+
+
+def _measured(
+    checkpoint: Checkpoint, paths: list[Path] | None, tokens: int, window: int, sensitivities: int | None
+) -> tuple[ImportancePack, str]:
+    """Make the pack; also says in words what was read."""
+    from dataclasses import replace
+
+    from cg_local.quant.calibration import importance_of, sensitivities_of
+    from cg_local.quant.corpora import calibration_corpus
+
+    tokenizer = published_tokenizer(checkpoint)
+    texts = calibration_corpus(tokenizer, paths, num_tokens=tokens, window_tokens=window)
+    with progress_bar() as on_progress:
+
+        def on_step(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(done, total, f"layer {done}")
+
+        pack = importance_of(checkpoint, texts, on_layer=on_step)
+        if sensitivities is not None:
+            probes = calibration_corpus(tokenizer, paths, num_tokens=sensitivities, window_tokens=window)
+            pack = replace(pack, sensitivities=sensitivities_of(checkpoint, probes, pack, on_matrix=on_step))
+    return pack, f"{texts.num_tokens:,} tokens of {len(texts.files):,} files"

@@ -139,16 +139,20 @@ KvCacheSize = Annotated[
 ]
 
 
-def typed_parameters(context: typer.Context) -> list[str]:
+def typed_parameters(context: typer.Context, *, with_defaults: bool = False) -> list[str]:
     """Return the parameters that stand on the command line with another value than the default, in its help's order.
 
     What comes from the settings does not count.
+
+    Args:
+        context: of the command.
+        with_defaults: also those that were typed with the value that they have anyway.
     """
     typed = []
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         is_typed = source is not None and source.name == "COMMANDLINE"
-        if is_typed and context.params.get(parameter.name or "") != parameter.default:
+        if is_typed and (with_defaults or context.params.get(parameter.name or "") != parameter.default):
             typed.append(parameter.name or "")
     return typed
 

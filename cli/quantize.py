@@ -10,6 +10,7 @@ import typer
 
 from cg_local.cli import options
 from cg_local.cli.published import checkpoint_path, progress_bar
+from cg_local.cli.quantize_conflicts import conflict
 from cg_local.cli.render import notice, write_stdout
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ Threads = Annotated[
 
 
 def quantize(
+    command: typer.Context,
     source: Source,
     destination: Destination,
     scheme: Scheme = options.Scheme.q4,
@@ -93,6 +95,8 @@ def quantize(
     """
     from cg_local.quant import Options
 
+    if message := conflict(options.typed_parameters(command, with_defaults=True), method, scheme.value):
+        options.refuse_usage(message)
     name = method.value if method else None
     how = Options(scheme.value, name, importance, bits_per_weight, corpus, tokens, window)
     if dry_run:

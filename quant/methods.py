@@ -85,6 +85,8 @@ def _find_pack(checkpoint: Checkpoint, options: Options) -> ImportancePack | Non
         if options.importance is not None:
             raise QuantizeError("the method fast rounds without an importance pack; leave one of the two out")
         return None
+    if options.method == "gptq" and options.bits_per_weight is None:
+        return None  # its rounding follows the texts, its formats the scheme
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     path = options.importance or folder / FILE_NAME
     if options.importance is None and not path.exists():

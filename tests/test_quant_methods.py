@@ -1,0 +1,148 @@
+"""What options lead to: method, pack, formats; and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_quant_importance import toy_pack
+from toy_models import MHA, MQA, write_toy_checkpoint
+
+from cg_local.checkpoint import open_checkpoint
+from cg_local.errors import QuantizeError
+from cg_local.quant import Options, quantize
+from cg_local.quant.encoder import ImportanceEncoder, SearchEncoder
+from cg_local.quant.gptq import GptqEncoder
+from cg_local.quant.importance import FILE_NAME
+from cg_local.quant.methods import planned, prepared, required_tokenizer
+from cg_local.quant.schemes import plan_checkpoint
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_toy_checkpoint(tmp_path / "source", {**MQA, "num_hidden_layers": 2}, has_tokenizer=True)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(40):
+        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
+        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
+    return folder
+
+
+def method_of(source: Path, options: Options) -> dict[str, object]:
+    _, encoder = prepared(open_checkpoint(source), options)
+    return dict(encoder.options)
+
+
+def test_without_a_pack_the_method_is_fast(source: Path) -> None:
+    assert method_of(source, Options()) == {"method": "fast"}
+
+
+def test_a_pack_beside_the_weights_is_used(source: Path) -> None:
+    toy_pack().save(source / FILE_NAME)
+    expected = {"method": "imp", "importance": toy_pack().digest}
+    assert method_of(source, Options()) == expected
+    assert method_of(source, Options(method="imp")) == expected
+    assert method_of(source, Options(method="fast")) == {"method": "fast"}
+
+
+def test_a_pack_beside_a_single_file_of_weights_is_used(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from cg_local.gguf_export import export_gguf
+
+    (tmp_path / "one").mkdir()
+    export_gguf(open_checkpoint(source), tmp_path / "one" / "toy.gguf")
+    toy_pack().save(tmp_path / "one" / FILE_NAME)
+    assert method_of(tmp_path / "one" / "toy.gguf", Options())["importance"] == toy_pack().digest
+
+
+def test_a_named_pack_goes_before_the_one_beside_the_weights(source: Path, tmp_path: Path) -> None:
+    toy_pack().save(source / FILE_NAME)
+    toy_pack(seed=1).save(tmp_path / "other")
+    found = method_of(source, Options(importance=tmp_path / "other"))
+    assert found == {"method": "imp", "importance": toy_pack(seed=1).digest}
+
+
+def test_kinds_of_encoders(source: Path, texts: Path) -> None:
+    toy_pack().save(source / FILE_NAME)
+    checkpoint, corpus = open_checkpoint(source), {"corpus": [texts], "calibration_tokens": 200, "window_tokens": 64}
+    kinds = {
+        method: type(prepared(checkpoint, Options(method=method, **corpus))[1])  # type: ignore[arg-type]
+        for method in ("fast", "imp", "gptq")
+    }
+    assert kinds == {"fast": SearchEncoder, "imp": ImportanceEncoder, "gptq": GptqEncoder}
+
+
+def test_what_was_done_is_recorded_in_the_model(source: Path, tmp_path: Path) -> None:
+    from cg_local.model_folder import METADATA_KEY
+    from cg_local.safetensors_file import SafetensorsFile
+
+    toy_pack().save(source / FILE_NAME)
+    quantize(source, tmp_path / "model", "q4s")
+    told = json.loads(SafetensorsFile(tmp_path / "model" / "model.safetensors", QuantizeError).metadata[METADATA_KEY])
+    expected = {"scheme": "q4s", "method": "imp", "importance": toy_pack().digest}
+    assert told["quantizer"]["options"] == expected
+
+
+@pytest.mark.parametrize("ask", [planned, prepared])
+def test_what_cannot_be_is_one_clear_line(ask: Callable[..., object], source: Path, tmp_path: Path) -> None:
+    def refusal(options: Options) -> str:
+        with pytest.raises(QuantizeError) as caught:
+            ask(open_checkpoint(source), options)
+        return str(caught.value)
+
+    assert refusal(Options(method="best")) == "unknown method 'best'; known are fast, imp, gptq"
+    assert refusal(Options("q5")) == "unknown scheme 'q5'; known are q4, q4s, q8, bf16"
+    assert refusal(Options(method="imp")) == (
+        f"{source / FILE_NAME}: no such file; make it with `cg-local calibrate`, name one with --importance, or pass "
+        "--method fast"
+    )
+    assert refusal(Options(method="fast", importance=tmp_path / "pack")) == (
+        "the method fast rounds without an importance pack; leave one of the two out"
+    )
+    assert refusal(Options(importance=tmp_path / "none")).startswith(f"{tmp_path / 'none'}: ")
+    toy_pack(MHA).save(source / FILE_NAME)
+    for method in (None, "imp"):
+        assert "it was made for another model" in refusal(Options(method=method))
+    (source / FILE_NAME).write_bytes(b"nonsense")
+    assert refusal(Options()).startswith(f"{source / FILE_NAME}: ")
+    assert refusal(Options(bits_per_weight=2.0, method="fast")) == "2 bits a weight; give 3 to 16"
+
+
+def test_gptq_looks_at_a_pack_only_to_choose_formats(source: Path, texts: Path) -> None:
+    (source / FILE_NAME).write_bytes(b"nonsense")
+    checkpoint = open_checkpoint(source)
+    how = {"method": "gptq", "corpus": [texts], "calibration_tokens": 200, "window_tokens": 64}
+    plan, _ = prepared(checkpoint, Options(**how))  # type: ignore[arg-type]
+    assert plan == plan_checkpoint(checkpoint, "q4")
+    with pytest.raises(QuantizeError, match="importance"):
+        prepared(checkpoint, Options(bits_per_weight=4.6, **how))  # type: ignore[arg-type]
+
+
+def test_plan_by_a_scheme_loads_no_numba(source: Path) -> None:
+    toy_pack().save(source / FILE_NAME)
+    code = f"""
+import sys
+from pathlib import Path
+from cg_local import quant
+plan = quant.plan(Path({str(source)!r}), quant.Options("q4s", "imp"))
+print(plan.scheme, sorted(name for name in sys.modules if name.split(".")[0] in ("numba", "llvmlite")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "q4s []\n"
+
+
+def test_missing_tokenizer_is_told(tmp_path: Path) -> None:
+    source = write_toy_checkpoint(tmp_path / "source")
+    with pytest.raises(QuantizeError, match=r"source: tokenizer\.model is missing; download it"):
+        required_tokenizer(open_checkpoint(source))
+    with pytest.raises(QuantizeError, match=r"tokenizer\.model is missing"):
+        prepared(open_checkpoint(source), Options(method="gptq"))
