@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,15 @@ from pathlib import Path
 import pytest
 from command_line import Inside
 
-from cg_local.model_folder import open_model_folder
+from cg_local.cli.quantize_conflicts import conflict
+from cg_local.errors import QuantizeError
+from cg_local.model_folder import METADATA_KEY, open_model_folder
 from cg_local.models import embedded_checkpoint
+from cg_local.quant.corpora import calibration_corpus
 from cg_local.quant.dry_run import Estimate
 from cg_local.quant.journal import Journal, Slab
+from cg_local.safetensors_file import SafetensorsFile
+from cg_local.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -118,3 +124,88 @@ def test_embedded_name_can_be_quantized(inside: Inside, tmp_path: Path) -> None:
     done = inside.run("quantize", "nano", "out", "--dry-run", home=tmp_path)
     assert done.returncode == 0
     assert b"bits a weight" in done.stdout
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(40):
+        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
+        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
+    return folder
+
+
+def options_of(folder: Path) -> dict[str, object]:
+    """What the model says of how it was made."""
+    told = json.loads(SafetensorsFile(folder / "model.safetensors", QuantizeError).metadata[METADATA_KEY])
+    found: dict[str, object] = told["quantizer"]["options"]
+    return found
+
+
+def test_gptq_reads_the_texts_it_is_given(inside: Inside, tmp_path: Path, source: str, texts: Path) -> None:
+    sizes = ("--corpus", str(texts), "--tokens", "200", "--window", "64")
+    done = inside.run("quantize", source, "out", "--method", "gptq", *sizes, "--verify", home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"out: q4, ")
+    tokenizer = Tokenizer.from_file(Path(source) / "tokenizer.model")
+    corpus = calibration_corpus(tokenizer, [texts], num_tokens=200, window_tokens=64)
+    expected = {"scheme": "q4", "method": "gptq", "corpus": json.loads(json.dumps(corpus.document()))}
+    assert options_of(tmp_path / "out") == expected
+    dry = inside.run("quantize", source, "dry", "--method", "gptq", *sizes, "--dry-run", home=tmp_path)
+    assert (dry.returncode, dry.stderr) == (0, b"")
+    assert dry.stdout.decode().splitlines()[-1].startswith("q4 ")
+    few = inside.run("quantize", source, "few", "--method", "gptq", *sizes[:2], "--tokens", "99999", home=tmp_path)
+    assert (few.returncode, few.stdout, few.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"99,999 are needed; name more files, or ask for fewer tokens" in few.stderr
+
+
+def test_bits_per_weight_are_the_most_that_the_model_takes(inside: Inside, tmp_path: Path, source: str) -> None:
+    done = inside.run("quantize", source, "out", "--bits-per-weight", "4.6", home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = re.match(r"out: 4\.6bpw, .* (\d\.\d\d) bits a weight, ", done.stdout.decode())
+    assert found is not None
+    assert 4.4 < float(found[1]) <= 4.6
+    assert open_model_folder(tmp_path / "out", verify=True).scheme == "4.6bpw"
+    for bits, reason in (("2", "2 bits a weight; give 3 to 16"), ("3", "ask for more bits a weight")):
+        refused = inside.run("quantize", source, "few", "--bits-per-weight", bits, home=tmp_path)
+        assert (refused.returncode, refused.stdout, refused.stderr.count(b"\n")) == (1, b"", 1)
+        assert refused.stderr.decode().endswith(f"{reason}\n")
+
+
+def test_imp_without_a_pack_says_how_to_make_one(inside: Inside, tmp_path: Path, source: str) -> None:
+    done = inside.run("quantize", source, "out", "--method", "imp", home=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"importance.safetensors: no such file; make it with `cg-local calibrate`" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--corpus a", "--corpus does nothing without --method gptq, which alone reads texts"),
+        ("--method imp --tokens 300", "--tokens does nothing without --method gptq, which alone reads texts"),
+        ("--method fast --window 512", "--window does nothing without --method gptq, which alone reads texts"),
+        ("--scheme q4 --bits-per-weight 4.5", "--scheme and --bits-per-weight do not go together: "),
+        ("--scheme q8 --bits-per-weight 4.5", "--scheme and --bits-per-weight do not go together: "),
+        ("--scheme bf16 --method imp", "--scheme bf16 and --method do not go together: "),
+        ("--scheme bf16 --importance a", "--scheme bf16 and --importance do not go together: "),
+        ("--method fast --importance a", "--method fast and --importance do not go together: "),
+        ("--method gptq --importance a", "--importance does nothing with --method gptq, "),
+    ],
+)
+def test_options_that_do_nothing_together_are_wrong_usage(
+    inside: Inside, tmp_path: Path, source: str, arguments: str, message: str
+) -> None:
+    done = inside.run("quantize", source, "out", *arguments.split(), home=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert done.stderr.decode().startswith(f"cg-local: error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_other_pair_of_options_goes_together() -> None:
+    assert conflict(["bits_per_weight", "method", "importance", "corpus", "tokens", "window"], "gptq", "q4") is None
+    assert conflict(["bits_per_weight", "importance", "verify", "overwrite"], "imp", "q4") is None
+    assert conflict(["scheme", "importance"], None, "q4s") is None
+    assert conflict(["scheme", "dry_run"], None, "bf16") is None
+    assert conflict([], None, "q4") is None

@@ -41,6 +41,6 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     assert {name for name in names if name.endswith(".py")} == installed_paths()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cg_local"}
-    nano_files = ("README.md", "config.json", "model.safetensors", "tokenizer.model")
+    nano_files = ("README.md", "config.json", "importance.safetensors", "model.safetensors", "tokenizer.model")
     model_files = {f"cg_local/models/{model}/{name}" for model in ("nano", "nano-it") for name in nano_files}
     assert {"cg_local/py.typed", "cg_local/training/instruction/families/lists.toml", *model_files} <= names

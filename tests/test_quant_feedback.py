@@ -113,3 +113,14 @@ def test_degenerate_products_and_scales_of_zero():
     assert (codes >= 0).all()
     assert (codes < 16).all()
     assert (taken(DenseFeedback.of((np.zeros((64, 64)),)), x, scales) >= 0).all()
+
+
+def test_inputs_that_are_always_zero_leave_rounding_to_the_nearest():
+    x, scales, _ = problem()
+    wide = np.repeat(scales, 16, axis=1).astype(np.float64)
+    nearest_codes = np.abs(VALUES[:, None, None] * wide - x).argmin(axis=0)
+    with np.errstate(all="raise"):
+        low_rank = LowRankFeedback.of(np.zeros(64), np.zeros((64, 2)))
+        dense = DenseFeedback.of((np.zeros((64, 64)),))
+    np.testing.assert_array_equal(taken(low_rank, x, scales), nearest_codes)
+    np.testing.assert_array_equal(taken(dense, x, scales), nearest_codes)
