@@ -22,7 +22,8 @@ from cg_local.quant.importance import ImportancePack
 from cg_local.quant.rounded_rows import relative_error, rounded
 from cg_local.quant.schemes import QuantizationPlan, kind_of, plan_checkpoint, plan_formats
 
-SMALLEST_BITS, LARGEST_BITS = 3.0, 16.0
+# Of the candidates; more than the largest has would be spent on nothing.
+SMALLEST_BITS, LARGEST_BITS = 3.0, 9.0
 # Geometric means over the layers of nano, measured by `calibration.sensitivities_of` on 4,096 tokens.
 KIND_SENSITIVITIES: Mapping[str, float] = {
     **{"q_proj": 0.045, "k_proj": 0.065, "v_proj": 0.23, "o_proj": 0.2},

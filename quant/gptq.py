@@ -29,7 +29,7 @@ from cg_local.quant.encode import Guide
 from cg_local.quant.encoder import SearchEncoder, Workplace
 from cg_local.quant.feedback import DenseFeedback
 from cg_local.quant.hidden_states import FINAL_NORM, embedded
-from cg_local.quant.importance import capped_rows
+from cg_local.quant.importance import capped_rows, input_name
 from cg_local.quant.schemes import GAIN_FORMAT, TensorPlan
 from cg_local.reference import attention_branch, feed_forward_branch, rms_norm, rotary_table
 
@@ -58,6 +58,7 @@ class GptqEncoder(SearchEncoder):
         super().__init__(checkpoint)
         self._sequences = [window.token_ids for window in corpus.windows]
         self.options = {"method": "gptq", "corpus": corpus.document()}
+        self._shared: tuple[str, Guide | None] = "", None
 
     def order(self, tensors: Sequence[TensorPlan]) -> Sequence[TensorPlan]:
         """Gains, then the layers' matrices, then embedding and head."""
@@ -67,14 +68,14 @@ class GptqEncoder(SearchEncoder):
         """Take up the residual stream where an earlier run left it."""
         self._stream = _Stream(self._checkpoint, self._sequences, place)
 
-    def guide_of(self, tensor: TensorPlan) -> Guide:
+    def guide_of(self, tensor: TensorPlan) -> Guide | None:
         """Return the statistics of a matrix's inputs, made ready for rounding."""
-        inputs = capped_rows(self._stream.inputs(tensor.name))
-        blocks = _products(inputs)
-        importance = np.concatenate([np.diag(block) for block in blocks]).astype(np.float32)
-        if tensor.name in (EMBEDDING, HEAD):
-            return Guide(importance, None)
-        return Guide(importance, DenseFeedback.of(blocks))
+        name = input_name(tensor.name)
+        if name != self._shared[0]:  # q, k and v have one input, gate and up another
+            blocks = _products(capped_rows(self._stream.inputs(name)))
+            importance = np.concatenate([np.diag(block) for block in blocks]).astype(np.float32)
+            self._shared = name, Guide(importance, None if name == EMBEDDING else DenseFeedback.of(blocks))
+        return self._shared[1]
 
     def done(self, tensor: TensorPlan) -> None:
         """Let the layers behind a matrix see it as it stands in the file."""
@@ -106,7 +107,7 @@ class _FoundInputs(Exception):  # noqa: N818 (nothing is wrong)
 class _Stream:
     """The residual stream of all sequences before a layer's half, and the weights as they stand by now.
 
-    After each layer the stream is kept in a file, so that a later run need not compute it again.
+    After each half of a layer the stream is kept in a file, so that a later run need not compute it again.
     """
 
     def __init__(self, checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], place: Workplace) -> None:
