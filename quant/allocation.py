@@ -51,6 +51,10 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
         QuantizeError: the smallest formats together exceed the budget.
     """
     smallest = sum(min(choice.num_bytes for choice in found) for found in choices.values())
+    if smallest > budget:
+        raise QuantizeError(
+            f"the smallest formats take {smallest:,} bytes, {budget:,} are allowed; ask for more bits a weight"
+        )
     unit = -(-budget // MAX_UNITS) or 1
     units = budget // unit
     least: NDArray[np.float64] = np.zeros(units + 1)
@@ -64,9 +68,8 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
         taken.append(totals.argmin(axis=0).astype(np.uint8))
         least = totals.min(axis=0)
     if not np.isfinite(least[units]):
-        raise QuantizeError(
-            f"the smallest formats take {smallest:,} bytes, {budget:,} are allowed; ask for more bits a weight"
-        )
+        # They fit by the byte, but not in units.
+        return {name: min(found, key=lambda choice: choice.num_bytes).format for name, found in choices.items()}
     formats = {}
     for (name, found), table in zip(reversed(list(choices.items())), reversed(taken), strict=True):
         choice = found[table[units]]

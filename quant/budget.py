@@ -26,8 +26,8 @@ from cg_local.quant.schemes import QuantizationPlan, kind_of, plan_checkpoint, p
 SMALLEST_BITS, LARGEST_BITS = 3.0, 9.0
 # Geometric means over the layers of nano, measured by `calibration.sensitivities_of` on 4,096 tokens.
 KIND_SENSITIVITIES: Mapping[str, float] = {
-    **{"q_proj": 0.045, "k_proj": 0.065, "v_proj": 0.23, "o_proj": 0.2},
-    **{"gate_proj": 0.092, "up_proj": 0.11, "down_proj": 0.24, "embedding": 9.9},
+    **{"q_proj": 0.094, "k_proj": 0.30, "v_proj": 0.23, "o_proj": 0.29},
+    **{"gate_proj": 0.17, "up_proj": 0.13, "down_proj": 0.39, "embedding": 5.5},
 }
 
 
@@ -40,7 +40,7 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
         pack: statistics of the inputs; None: all columns count alike.
 
     Raises:
-        QuantizeError: fewer bits than the smallest formats need, or more than the weights have.
+        QuantizeError: fewer bits than the smallest formats need, or more than the largest one has.
     """
     if not SMALLEST_BITS <= bits_per_weight <= LARGEST_BITS:
         raise QuantizeError(f"{bits_per_weight:g} bits a weight; give {SMALLEST_BITS:g} to {LARGEST_BITS:g}")
@@ -57,7 +57,7 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
 def _choices(checkpoint: Checkpoint, name: str, shape: tuple[int, int], pack: ImportancePack | None) -> list[Choice]:
     """What a matrix would lose in each format that its width allows."""
     x = sample_rows(checkpoint, name, shape)
-    guide, statistics = (None, None) if pack is None else (guide_by(pack, name), pack.of(name))
+    guide, statistics = (None, None) if pack is None else (guide_by(pack, name, checkpoint), pack.of(name))
     sensitivity = _sensitivity(name, pack)
 
     def divergence(format: str) -> float:

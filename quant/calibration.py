@@ -83,7 +83,7 @@ def sensitivities_of(
     shapes = matrix_shapes(checkpoint.config, has_separate_head=checkpoint.has_separate_head)
     for index, name in enumerate(shapes):
         x = checkpoint.tensor(name)
-        y = rounded(divisible_format(PROBE, x.shape[1]), x, guide_by(pack, name))
+        y = rounded(divisible_format(PROBE, x.shape[1]), x, guide_by(pack, name, checkpoint))
         error = relative_error(x, y, pack.of(name))
         # Without an error there is nothing to look at; sums of a divergence near 0 may end a little below it.
         found[name] = max(0.0, divergence(_Probed(checkpoint, name, y)) / error) if error else 0.0

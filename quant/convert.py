@@ -253,7 +253,12 @@ def _notices(checkpoint: Checkpoint) -> dict[str, bytes]:
 def _quantizer() -> dict[str, object]:
     """What of cg-local the bytes of a tensor depend on: two versions in development may bear the same number."""
     package, own = Path(packing.__file__).parent, Path(__file__).parent
-    sources = [package / "packing.py", *sorted(package.glob("checkpoint/*.py")), *sorted(own.glob("*.py"))]
+    sources = [
+        package / "packing.py",
+        package / "reference.py",
+        *sorted(package.glob("checkpoint/*.py")),
+        *sorted(own.glob("*.py")),
+    ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
     return {"version": _package_version(), "format_version": FORMAT_VERSION, "code_sha256": digest.hexdigest()}
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cg_local.checkpoint import Checkpoint
 from cg_local.errors import QuantizeError
-from cg_local.model_folder import EMBEDDING, HEAD
+from cg_local.model_folder import EMBEDDING
 from cg_local.packing import CODEBOOK_SIZES, GROUP, TILE_ROWS, Array, PackedMatrix, pack_codebook
 from cg_local.quant.encode import EncodedRows, Guide, encode_rows, learn_codebook
 from cg_local.quant.feedback import LowRankFeedback
@@ -152,20 +152,21 @@ class ImportanceEncoder(SearchEncoder):
         self._pack = pack
         self.options = {"method": "imp", "importance": pack.digest}
 
-    def guide_of(self, tensor: TensorPlan) -> Guide:
+    def guide_of(self, tensor: TensorPlan) -> Guide | None:
         """Return the pack's statistics, made ready for rounding."""
-        return guide_by(self._pack, tensor.name)
+        return guide_by(self._pack, tensor.name, self._checkpoint)
 
 
-def guide_by(pack: ImportancePack, name: str) -> Guide:
+def guide_by(pack: ImportancePack, name: str, checkpoint: Checkpoint) -> Guide | None:
     """Return a pack's statistics of a matrix's inputs, made ready for rounding.
 
-    The embedding's errors are weighted but not fed back: as a table of inputs it has no sum in which one column could
-    make up for another, and feedback was measured to gain nothing there.
+    The errors of an embedding that is the head, too, are weighted but not fed back: as a table of inputs it has no sum
+    in which one column could make up for another, and feedback was measured to gain nothing there. Beside a separate
+    head it is such a table only, and nothing is known of its columns.
     """
     found = pack.of(name)
-    if name in (EMBEDDING, HEAD):
-        return Guide(found.mean_square)
+    if name == EMBEDDING:
+        return None if checkpoint.has_separate_head else Guide(found.mean_square)
     return Guide(found.mean_square, LowRankFeedback.of(*found.as_doubles))
 
 

@@ -52,11 +52,11 @@ class LowRankFeedback:
         """Prepare the feedback.
 
         Args:
-            diagonal: float64 [columns], d, at least 0 and not all 0.
+            diagonal: float64 [columns], d, at least 0.
             directions: float64 [columns, rank], V.
         """
         whole = diagonal + (directions * directions).sum(axis=1)
-        damped = diagonal + DAMPING * whole.mean()
+        damped = diagonal + (DAMPING * whole.mean() or 1.0)
         order = np.argsort(-whole, kind="stable")
         steps = np.empty_like(directions)
         feedback_kernels.low_rank_steps(damped, directions, order, steps)
@@ -102,7 +102,7 @@ class DenseFeedback:
         Args:
             x: float32 [rows, columns], finite.
             scales: float32 [rows, groups], exactly as the kernels will see them; a group is columns / groups wide.
-            values: float32 [n], the grid, in ascending order.
+            values: float32, the grid in ascending order.
             codes: int8 [rows, columns], receives indices into values, as the lower 8 bits.
         """
         start = 0
@@ -125,5 +125,5 @@ def _feedback_factor(h: Doubles) -> Floats:
             upper = np.linalg.cholesky(inverse).T
             break
         except np.linalg.LinAlgError:
-            damping *= 10  # as AutoGPTQ's users do by hand
+            damping *= 10  # ends: with as much as the largest eigenvalue nothing is singular
     return np.ascontiguousarray((upper / np.diag(upper)[:, None]).T.astype(np.float32))

@@ -70,11 +70,13 @@ class GptqEncoder(SearchEncoder):
 
     def guide_of(self, tensor: TensorPlan) -> Guide | None:
         """Return the statistics of a matrix's inputs, made ready for rounding."""
+        if tensor.name == EMBEDDING and self._checkpoint.has_separate_head:
+            return None  # a table of inputs, of whose columns nothing is known
         name = input_name(tensor.name)
         if name != self._shared[0]:  # q, k and v have one input, gate and up another
             blocks = _products(capped_rows(self._stream.inputs(name)))
             importance = np.concatenate([np.diag(block) for block in blocks]).astype(np.float32)
-            self._shared = name, Guide(importance, None if name == EMBEDDING else DenseFeedback.of(blocks))
+            self._shared = name, Guide(importance, None if tensor.name == EMBEDDING else DenseFeedback.of(blocks))
         return self._shared[1]
 
     def done(self, tensor: TensorPlan) -> None:

@@ -38,8 +38,8 @@ RANK = 32
 OVERSAMPLING = 8  # further directions that the iteration carries along, dropped at its end
 ITERATIONS = 4
 CAPPED_SHARE = 0.001
-"""The longest rows of inputs are shortened to the length that this share exceeds: Gemma's first token has inputs a
-thousand times longer than others and would be all that the statistics describe."""
+"""Rows of inputs are shortened to the length that this share of those behind each sequence's first exceeds: the first
+token of Gemma has by far the longest ones, once in every text, and the statistics would describe little else."""
 
 _REMEDY = "make it again with `cg-local calibrate`"
 # Matrices with the input of another one.
@@ -76,8 +76,7 @@ class InputStatistics:
         The directions are found by orthogonal iteration from fixed random ones.
         """
         rows, columns = capped_rows(inputs), inputs[0].shape[1]
-        whole = np.sum([np.einsum("ij,ij->j", x, x, dtype=np.float64) for x in rows], axis=0)
-        directions = _principal_directions(rows, columns)
+            directions = _principal_directions(rows, columns)
         diagonal = np.maximum(whole - (directions * directions).sum(axis=1), 0.0)
         return cls(diagonal.astype(np.float32), directions.astype(np.float32))
 
@@ -86,12 +85,21 @@ def capped_rows(inputs: Sequence[Floats]) -> list[Floats]:
     """Return the inputs with the longest rows shortened (see CAPPED_SHARE) and over the root of the number of rows.
 
     So the sum of their products x'x is the mean product.
+
+    Args:
+        inputs: of each sequence, its first token first, float32 [num_tokens, columns].
+
+    Raises:
+        QuantizeError: an input is not finite.
     """
-    lengths = np.sqrt(np.concatenate([np.einsum("ij,ij->i", x, x, dtype=np.float64) for x in inputs]))
-    cap = np.quantile(lengths, 1 - CAPPED_SHARE)
-    factors = np.minimum(1.0, cap / np.maximum(lengths, np.finfo(np.float64).tiny)) / math.sqrt(len(lengths))
-    parts = np.split(factors.astype(np.float32), np.cumsum([len(x) for x in inputs])[:-1])
-    return [x * part[:, None] for x, part in zip(inputs, parts, strict=True)]
+    lengths = [np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)) for x in inputs]
+    if not all(np.isfinite(found).all() for found in lengths):
+        raise QuantizeError("a layer's inputs are not finite: the weights overflow in float32; pass --method fast")
+    later = np.concatenate([found[1:] for found in lengths])
+    cap = np.quantile(later, 1 - CAPPED_SHARE) if len(later) else math.inf
+    root = math.sqrt(sum(map(len, lengths)))
+    factors = [np.minimum(1.0, cap / np.maximum(found, np.finfo(np.float64).tiny)) / root for found in lengths]
+    return [x * factor[:, None].astype(np.float32) for x, factor in zip(inputs, factors, strict=True)]
 
 
 def _principal_directions(rows: Sequence[Floats], columns: int) -> Doubles:
@@ -107,8 +115,9 @@ def _principal_directions(rows: Sequence[Floats], columns: int) -> Doubles:
 
 
 def _product(rows: Sequence[Floats], basis: Doubles) -> Doubles:
-    narrow = basis.astype(np.float32)
-    total: Doubles = np.sum([(x.T @ (x @ narrow)).astype(np.float64) for x in rows], axis=0)
+    narrow, total = basis.astype(np.float32), np.zeros_like(basis)
+    for x in rows:
+        total += x.T @ (x @ narrow)
     return total
 
 

@@ -173,14 +173,18 @@ def interrupt(shallow: Path, model: Path, options: Options, num_slabs: int) -> N
 
 def resume(shallow: Path, model: Path, options: Options) -> tuple[list[str], int]:
     """Run to the end; returns what was said and how many branches of layers were computed."""
-    said, branches, compute = list[str](), [0], gptq._Stream._branch
+    said, branches = list[str](), [0]
 
-    def counting(stream: gptq._Stream, half: int, x: Floats) -> Floats:
-        branches[0] += 1
-        return compute(stream, half, x)
+    def counting(branch: Callable[..., Floats]) -> Callable[..., Floats]:
+        def count(*arguments: object) -> Floats:
+            branches[0] += 1
+            return branch(*arguments)
+
+        return count
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gptq._Stream, "_branch", counting)
+        patch.setattr(gptq, "attention_branch", counting(reference.attention_branch))
+        patch.setattr(gptq, "feed_forward_branch", counting(reference.feed_forward_branch))
         quantize(shallow, model, options, on_notice=said.append)
     return said, branches[0]
 
