@@ -102,7 +102,7 @@ class DenseFeedback:
         Args:
             x: float32 [rows, columns], finite.
             scales: float32 [rows, groups], exactly as the kernels will see them; a group is columns / groups wide.
-            values: float32, the grid in ascending order.
+            values: float32 [n], the grid in ascending order.
             codes: int8 [rows, columns], receives indices into values, as the lower 8 bits.
         """
         start = 0

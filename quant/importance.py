@@ -76,7 +76,10 @@ class InputStatistics:
         The directions are found by orthogonal iteration from fixed random ones.
         """
         rows, columns = capped_rows(inputs), inputs[0].shape[1]
-            directions = _principal_directions(rows, columns)
+        whole = np.zeros(columns)
+        for x in rows:
+            whole += np.einsum("ij,ij->j", x, x, dtype=np.float64)
+        directions = _principal_directions(rows, columns)
         diagonal = np.maximum(whole - (directions * directions).sum(axis=1), 0.0)
         return cls(diagonal.astype(np.float32), directions.astype(np.float32))
 
