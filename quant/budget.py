@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from cg_local.checkpoint import Checkpoint
 from cg_local.errors import QuantizeError
@@ -22,8 +23,8 @@ from cg_local.quant.importance import ImportancePack
 from cg_local.quant.rounded_rows import relative_error, rounded
 from cg_local.quant.schemes import QuantizationPlan, kind_of, plan_checkpoint, plan_formats
 
-# Of the candidates; more than the largest has would be spent on nothing.
-SMALLEST_BITS, LARGEST_BITS = 3.0, 9.0
+SMALLEST_BITS, LARGEST_BITS = 3.0, 16.0
+UNUSED_BITS = 0.5  # bits a weight left over that are worth a word
 # Geometric means over the layers of nano, measured by `calibration.sensitivities_of` on 4,096 tokens.
 KIND_SENSITIVITIES: Mapping[str, float] = {
     **{"q_proj": 0.094, "k_proj": 0.30, "v_proj": 0.23, "o_proj": 0.29},
@@ -40,7 +41,7 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
         pack: statistics of the inputs; None: all columns count alike.
 
     Raises:
-        QuantizeError: fewer bits than the smallest formats need, or more than the largest one has.
+        QuantizeError: fewer bits than the smallest formats need, or more than published weights have.
     """
     if not SMALLEST_BITS <= bits_per_weight <= LARGEST_BITS:
         raise QuantizeError(f"{bits_per_weight:g} bits a weight; give {SMALLEST_BITS:g} to {LARGEST_BITS:g}")
@@ -51,7 +52,13 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
     with ThreadPoolExecutor() as pool:
         tables = list(pool.map(lambda name: _choices(checkpoint, name, shapes[name], pack), shapes))
     formats = allocate(dict(zip(shapes, tables, strict=True)), budget)
-    return plan_formats(checkpoint, f"{bits_per_weight:g}bpw", formats.__getitem__)
+    plan = plan_formats(checkpoint, f"{bits_per_weight:g}bpw", formats.__getitem__)
+    if plan.bits_per_weight < bits_per_weight - UNUSED_BITS:
+        text = (
+            f"{plan.bits_per_weight:.2f} bits a weight are the most that the formats take; --scheme bf16 is exact"
+        )
+        return replace(plan, notices=(*plan.notices, text))
+    return plan
 
 
 def _choices(checkpoint: Checkpoint, name: str, shape: tuple[int, int], pack: ImportancePack | None) -> list[Choice]:

@@ -42,7 +42,7 @@ def loss(checkpoint: Checkpoint, plan: QuantizationPlan, pack: ImportancePack | 
     total = 0.0
     for name, format in plan.formats.items():
         x = encoder.sample_rows(checkpoint, name, matrix_shapes(checkpoint.config, has_separate_head=False)[name])
-        guide, statistics = (None, None) if pack is None else (guide_by(pack, name), pack.of(name))
+        guide, statistics = (None, None) if pack is None else (guide_by(pack, name, checkpoint), pack.of(name))
         sensitivity = KIND_SENSITIVITIES[kind_of(name)] if pack is None else pack.sensitivities[name]
         total += sensitivity * relative_error(x, rounded(format, x, guide), statistics)
     return total

@@ -86,7 +86,7 @@ def test_sensitivity_is_divergence_over_relative_error(toy_checkpoint: Callable[
     assert steps == [(number, len(shapes)) for number in range(1, len(shapes) + 1)]
     for name in (DOWN, "model.layers.0.self_attn.q_proj.weight", EMBEDDING):
         x = checkpoint.tensor(name)
-        y = rounded(PROBE, x, guide_by(pack, name))
+        y = rounded(PROBE, x, guide_by(pack, name, checkpoint))
         statistics = pack.of(name)
         h = np.diag(statistics.diagonal) + statistics.directions @ statistics.directions.T.astype(np.float64)
         error = y.astype(np.float64) - x

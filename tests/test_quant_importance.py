@@ -48,7 +48,7 @@ def mean_product(inputs: list[Floats]) -> Doubles:
     """The mean of x'x with the longest rows shortened, as the definition says."""
     x = np.concatenate(inputs).astype(np.float64)
     lengths = np.linalg.norm(x, axis=1)
-    cap = np.quantile(lengths, 1 - CAPPED_SHARE)
+    cap = np.quantile(np.concatenate([np.linalg.norm(part[1:].astype(np.float64), axis=1) for part in inputs]), 0.999)
     shortened = x * np.where(lengths > cap, cap / np.maximum(lengths, 1e-300), 1.0)[:, None]
     product: Doubles = shortened.T @ shortened / len(x)
     return product
@@ -85,18 +85,35 @@ def test_with_few_columns_directions_are_the_whole_product() -> None:
     assert diagonal.dtype == directions.dtype == np.float64
 
 
-def test_longest_rows_are_shortened_to_the_length_that_a_thousandth_exceeds() -> None:
+def test_long_rows_are_shortened_to_the_length_that_a_thousandth_of_the_others_exceeds() -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((3000, 16)).astype(np.float32)
+    x[[0, 1400]] *= 1000  # the first of each sequence, many more than a thousandth where sequences are short
     x[1500] *= 1000
     plain = np.linalg.norm(x.astype(np.float64), axis=1)
-    cap = np.quantile(plain, 1 - CAPPED_SHARE)
-    assert cap < 10  # the one long row does not reach it
+    cap = np.quantile(np.delete(plain, [0, 1400]), 1 - CAPPED_SHARE)
+    assert cap < 10  # no long row reaches it
     rows = capped_rows([x[:1400], x[1400:]])
     assert [len(part) for part in rows] == [1400, 1600]
     lengths = np.linalg.norm(np.concatenate(rows).astype(np.float64), axis=1) * np.sqrt(len(x))
     np.testing.assert_allclose(lengths, np.minimum(plain, cap), rtol=1e-6)
-    np.testing.assert_allclose(InputStatistics.of([x]).mean_square, np.diag(mean_product([x])), rtol=2e-5)
+    parts = [x[:1400], x[1400:]]
+    np.testing.assert_allclose(InputStatistics.of(parts).mean_square, np.diag(mean_product(parts)), rtol=2e-5)
+
+
+def test_first_rows_are_shortened_however_short_the_sequences() -> None:
+    x = correlated(24, 640, seed=6)
+    x[::16] *= 1000
+    rows = capped_rows(np.split(x, 40))
+    lengths = np.linalg.norm(np.concatenate(rows), axis=1)
+    assert lengths.max() <= 8 * np.median(lengths)
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    x = correlated(24, 100, seed=6)
+    x[7, 3] = np.inf
+    with pytest.raises(QuantizeError, match="not finite"):
+        InputStatistics.of([x])
 
 
 def test_inputs_that_are_always_zero_have_finite_statistics() -> None:
