@@ -79,7 +79,7 @@ def quantize(
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
     fast looks at the weights alone; imp also weighs and feeds back errors by the pack that `cg-local calibrate` made;
-    gptq lets the model read texts (code, gaps, prose, chat of --corpus) layer by layer: most of an hour for 2B.
+    gptq lets the model read texts (code, gaps, prose, chat of --corpus; their names and digests go into the model).
     --bits-per-weight gives bits to the matrices that need them.
 
     Needs at most 512 MiB of memory for 2B (gptq: 4 GiB). DEST appears whole or not at all; an interrupted run, killed

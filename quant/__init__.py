@@ -1,4 +1,4 @@
-"""From published weights to a model folder: schemes, the data-free search, streaming conversion, quality report.
+"""From published weights to a model folder: schemes, methods, streaming conversion, quality report.
 
 This package owns the choice of formats, scales and codes. It reads published weights only through `checkpoint` and
 writes only through `model_folder_writer`. Invariant: importing it loads neither NumPy nor Numba; its functions do so
@@ -35,9 +35,9 @@ def quantize(
 ) -> QuantizationReport:
     """Quantize published weights into a model folder, or go on with doing so where an earlier call was interrupted.
 
-    Memory stays below 512 MiB for CodeGemma 2B. The destination appears whole or not at all, and its bytes depend on
-    the source, the options and the version of cg-local alone. What an interrupted call has done lies beside it, in
-    `.NAME.partial`.
+    Memory stays below 512 MiB for CodeGemma 2B (gptq: some GiB, by the tokens). The destination appears whole or not at
+    all, and its bytes depend on the source, the options and the version of cg-local alone. What an interrupted call has
+    done lies beside it, in `.NAME.partial`.
 
     Args:
         source: folder in the Hugging Face layout, with tokenizer.model.
@@ -53,6 +53,7 @@ def quantize(
 
     Raises:
         CheckpointError, ConfigError: the source cannot be read as published weights.
+        CorpusError: texts to calibrate on cannot be read, or are too few.
         QuantizeError: unknown scheme, no tokenizer, weights beyond the format's range, or the destination exists, is
             being written by another process, or cannot be written.
     """
@@ -101,7 +102,7 @@ def estimate(source: str | Path, scheme: str | Options = "q4", *, num_threads: i
 
     options = _options(scheme)
     if options.method == "gptq":
-        raise QuantizeError("how long gptq takes is not known from a sample; 2B takes most of an hour on two cores")
+        raise QuantizeError("how long gptq takes is not known from a sample; leave --dry-run out")
     checkpoint = open_checkpoint(source)
     return measure(checkpoint, *prepared(checkpoint, options), num_threads)
 

@@ -2,7 +2,7 @@
 
 This file owns what a conversion consists of and what a person is told about interrupted work. How rows become bytes is
 `slabs` and `encoder`. Invariant: what the model folder holds follows from the source, the options and the version of
-cg-local alone; times, threads and interruptions leave no trace in it.
+cg-local alone; times, threads and interruptions leave no trace in it (gptq's sums are BLAS's, on one machine the same).
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def encode_rows(
         guide: of the tensor; None: its columns count alike. Without effect on bf16.
 
     Raises:
-        OverflowError: a weight is too large for the format
+        OverflowError: a weight is too large for the format.
     """
     if format == "bf16":
         return _encode_bfloat16(x)

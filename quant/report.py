@@ -51,7 +51,7 @@ class QuantizationReport:
 
     Attributes:
         destination: the folder written.
-        scheme: of schemes.SCHEMES.
+        scheme: of schemes.SCHEMES, or "4.5bpw".
         tensors: of every matrix, in the order of the file.
         num_bytes: of all tensors.
         bits_per_weight: mean over all weights.

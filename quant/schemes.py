@@ -58,7 +58,7 @@ class QuantizationPlan:
     """What `quantize` would write.
 
     Attributes:
-        scheme: of SCHEMES.
+        scheme: of SCHEMES, or the bits a weight that were asked for: "4.5bpw".
         tensors: every tensor, in the order of the file.
         num_weights: weights in all of them.
         notices: one-line things that a user should be told.
