@@ -58,11 +58,16 @@ def calibrate(
     """
     from cg_local.checkpoint import open_checkpoint
     from cg_local.errors import QuantizeError
+    from cg_local.models import EMBEDDED
     from cg_local.quant.importance import FILE_NAME
 
     path = checkpoint_path(source)
     checkpoint = open_checkpoint(path)
+    if output is None and source in EMBEDDED:
+        raise QuantizeError(f"{source} belongs to the package, which is not changed; name a file with --output")
     destination = output or (path if path.is_dir() else path.parent) / FILE_NAME
+    if not destination.parent.is_dir():
+        raise QuantizeError(f"{destination.parent}: no such folder; make it or choose another file")
     if destination.exists() and not overwrite:
         raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
     for found in checkpoint.notices:

@@ -54,9 +54,7 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
     formats = allocate(dict(zip(shapes, tables, strict=True)), budget)
     plan = plan_formats(checkpoint, f"{bits_per_weight:g}bpw", formats.__getitem__)
     if plan.bits_per_weight < bits_per_weight - UNUSED_BITS:
-        text = (
-            f"{plan.bits_per_weight:.2f} bits a weight are the most that the formats take; --scheme bf16 is exact"
-        )
+        text = f"{plan.bits_per_weight:.2f} bits a weight are the most that the formats take; --scheme bf16 is exact"
         return replace(plan, notices=(*plan.notices, text))
     return plan
 

@@ -71,12 +71,12 @@ def test_quantize_takes_the_pack(inside: Inside, home: Path) -> None:
 
 def test_output_sensitivities_and_document(inside: Inside, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = inside.run(
-        "calibrate", "toy", *SIZES, "--sensitivities", "64", "-o", "new/pack.safetensors", "--json", home=home
+        "calibrate", "toy", *SIZES, "--sensitivities", "64", "-o", "pack.safetensors", "--json", home=home
     )
     assert (done.returncode, done.stderr) == (0, b"")
     told = json.loads(done.stdout)
-    pack = ImportancePack.load(home / "new" / "pack.safetensors")
-    assert Path(told.pop("file")) == Path("new/pack.safetensors")
+    pack = ImportancePack.load(home / "pack.safetensors")
+    assert Path(told.pop("file")) == Path("pack.safetensors")
     assert told.pop("sensitivities") == pack.sensitivities
     assert told == pack.document
     checkpoint = open_checkpoint(home / "toy")
@@ -125,3 +125,15 @@ def test_sizes_that_are_too_small_are_wrong_usage(inside: Inside, home: Path, op
 
 def test_toy_of_the_session_has_no_pack(toy_checkpoint: Callable[[str], Path]) -> None:
     assert not (toy_checkpoint("mqa") / FILE_NAME).exists()
+
+
+def test_packs_of_embedded_models_and_missing_folders_are_left_alone(inside: Inside, home: Path) -> None:
+    own = inside.run("calibrate", "nano", "--overwrite", *SIZES, home=home)
+    assert own.returncode == 1
+    assert (
+        own.stderr == b"cg-local: error: nano belongs to the package, which is not changed; name a file with --output\n"
+    )
+    missing = inside.run("calibrate", "toy", "-o", "nowhere/pack", *SIZES, home=home)
+    assert missing.returncode == 1
+    assert missing.stderr == b"cg-local: error: nowhere: no such folder; make it or choose another file\n"
+    assert not (home / "nowhere").exists()

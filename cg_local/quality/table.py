@@ -67,11 +67,11 @@ def _main_table(rows: Sequence[tuple[str, Document, Document]], group: str) -> l
     for label, model, found in rows:
         figures: Figures = found["groups"][group]
         row = [label, f"{model['num_bytes']:,}", f"{model['bits_per_weight']:.3f}"]
-        row += [_small(figures["kl_mean"]["value"]), _small(_half(figures["kl_mean"]))]
+        row += [_small(figures["kl_mean"]["value"]), _half(figures["kl_mean"])]
         row += [_small(figures[name]["value"]) for name in ("kl_median", "kl_99", "kl_999", "kl_max")]
         row += [f"{figures['top1_agreement']['value']:.2%}", f"{figures['probability_rms']['value']:.3%}"]
         ratio = figures["ln_perplexity_ratio"]
-        row += [f"{figures['perplexity']['value']:.4f}", f"{ratio['value']:+.5f}", f"{_half(ratio):.5f}"]
+        row += [f"{figures['perplexity']['value']:.4f}", f"{ratio['value']:+.5f}", _half(ratio)]
         table.append(row)
     return _aligned(table)
 
@@ -83,7 +83,7 @@ def _kinds_table(rows: Sequence[tuple[str, Document, Document]], scored: Mapping
         row = [label]
         for group in groups:
             kl = found["groups"][group]["kl_mean"]
-            row += [_small(kl["value"]), _small(_half(kl))]
+            row += [_small(kl["value"]), _half(kl)]
         table.append(row)
     return _aligned(table)
 
@@ -121,11 +121,15 @@ def _short(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
 
 
-def _half(estimate: Mapping[str, float]) -> float:
-    return (estimate["high"] - estimate["low"]) / 2
+def _half(estimate: Mapping[str, float | None]) -> str:
+    """Half of an interval; nothing where a single file, or a figure that is not finite, allows none."""
+    low, high = estimate["low"], estimate["high"]
+    return "-" if low is None or high is None or low == high else _small((high - low) / 2)
 
 
-def _small(value: float) -> str:
+def _small(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2e}"
 
 
