@@ -28,9 +28,17 @@ def handle_interrupts() -> None:
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     if not _is_fragile(frame):
         raise KeyboardInterrupt
-    retry = threading.Timer(_RETRY_SECONDS, _thread.interrupt_main)
+    retry = threading.Timer(_RETRY_SECONDS, _interrupt_again)
     retry.daemon = True
     retry.start()
+
+
+def _interrupt_again() -> None:
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # also ends a wait of the main thread
+    else:
+        _thread.interrupt_main()
 
 
 def _is_fragile(frame: FrameType | None) -> bool:
