@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from cg_local.cli import options
-from cg_local.cli.published import checkpoint_path, progress_bar, published_tokenizer
+from cg_local.cli.published import checkpoint_path, progress_bar
 from cg_local.cli.render import notice, print_json, write_stdout
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def _measured(
 
     from cg_local.quant.calibration import importance_of, sensitivities_of
     from cg_local.quant.corpora import calibration_corpus
+    from cg_local.quant.methods import published_tokenizer
 
     tokenizer = published_tokenizer(checkpoint)
     texts = calibration_corpus(tokenizer, paths, num_tokens=tokens, window_tokens=window)

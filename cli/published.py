@@ -9,11 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cg_local.checkpoint import Checkpoint
-    from cg_local.tokenizer import Tokenizer
 
 Progress = Callable[[int, int, str], None]
 
@@ -23,19 +18,6 @@ def checkpoint_path(source: str) -> Path:
     from cg_local.models import EMBEDDED, embedded_checkpoint
 
     return embedded_checkpoint(source) if source in EMBEDDED else Path(source)
-
-
-def published_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Return the tokenizer that lies beside published weights.
-
-    Raises:
-        QuantizeError: there is none.
-        TokenizerError: it is not laid out as CodeGemma's.
-    """
-    from cg_local.quant.methods import required_tokenizer
-    from cg_local.tokenizer import Tokenizer
-
-    return Tokenizer.from_bytes(required_tokenizer(checkpoint), str(checkpoint.path))
 
 
 @contextmanager

@@ -54,6 +54,16 @@ def required_tokenizer(checkpoint: Checkpoint) -> bytes:
     return tokenizer
 
 
+def published_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Open the tokenizer that lies beside published weights.
+
+    Raises:
+        QuantizeError: there is none.
+        TokenizerError: it is not laid out as CodeGemma's.
+    """
+    return Tokenizer.from_bytes(required_tokenizer(checkpoint), str(checkpoint.path))
+
+
 def _plan(checkpoint: Checkpoint, options: Options, pack: ImportancePack | None) -> QuantizationPlan:
     if options.bits_per_weight is None:
         return plan_checkpoint(checkpoint, options.scheme)
@@ -69,9 +79,11 @@ def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | No
         from cg_local.quant.corpora import calibration_corpus
         from cg_local.quant.gptq import GptqEncoder
 
-        tokenizer = Tokenizer.from_bytes(required_tokenizer(checkpoint), str(checkpoint.path))
         corpus = calibration_corpus(
-            tokenizer, options.corpus, num_tokens=options.calibration_tokens, window_tokens=options.window_tokens
+            published_tokenizer(checkpoint),
+            options.corpus,
+            num_tokens=options.calibration_tokens,
+            window_tokens=options.window_tokens,
         )
         return GptqEncoder(checkpoint, corpus)
     return SearchEncoder(checkpoint) if pack is None else ImportanceEncoder(checkpoint, pack)
