@@ -33,6 +33,7 @@ def panel_sums(typing: Any, panel: Any, rows: Any, first: Any, count: Any, sums:
     """Set sums[start + i] to the sum of panel[first + j, i] * rows[j] over j < count, for i < PANEL.
 
     Args:
+        typing: Numba's, not passed by callers.
         panel: float32 [n, PANEL].
         rows, sums: float32 [*, LANES].
         first, count, start: int.
@@ -69,6 +70,7 @@ def add_products(typing: Any, weights: Any, first: Any, value: Any, sums: Any, s
     """Add weights[i] * value to sums[start + i], for i from first to PANEL.
 
     Args:
+        typing: Numba's, not passed by callers.
         weights: float32 [PANEL].
         value: float32 [LANES].
         sums: float32 [*, LANES].
@@ -97,6 +99,7 @@ def nearest_values(typing: Any, ratios: Any, values: Any, middles: Any, found: A
     """Set found to the value nearest to each ratio.
 
     Args:
+        typing: Numba's, not passed by callers.
         ratios, found: float32 [LANES].
         values: float32 [n], ascending.
         middles: float32 [n - 1], between two values each; a ratio there goes to the lower one.
