@@ -163,7 +163,7 @@ def _feedback_factor(h: Doubles) -> tuple[Floats, float]:
             break
         except np.linalg.LinAlgError:
             damping *= 10  # ends: with as much as the largest eigenvalue nothing is singular
-    upper = _inverse_of_upper(lower[::-1, ::-1])
+    upper = _inverse_of_upper(np.asarray(lower[::-1, ::-1], np.float64))
     return np.ascontiguousarray((upper / np.diag(upper)[:, None]).T.astype(np.float32)), damping
 
 
