@@ -42,7 +42,7 @@ CODEBOOK_FACTORS = np.linspace(0.8, 1.3, 9)
 LLOYD_FACTORS = np.linspace(0.8, 1.3, 7)
 INT6_FACTORS = np.linspace(0.85, 1.15, 13)
 INT8_FACTORS = np.linspace(0.94, 1.02, 13)
-# Sub-scales that the revision tries to either side: on nano a reach of 1 left 1 % more error, and four sweeps 4 % less.
+# Sub-scales that the revision tries to either side: on nano a reach of 1 left 1 % more error of the outputs.
 REVISION_REACH = 3
 LLOYD_ROUNDS = 10
 LLOYD_STRIDE = 1.8
