@@ -47,8 +47,9 @@ def calibrate(
 ) -> None:
     """Let published weights read texts and write down what the inputs of each matrix look like.
 
-    `cg-local quantize` finds the pack in SOURCE and rounds by it. Texts are code, gaps to fill, prose and chat from the
-    installed standard library, or from --corpus; a share of the files is left for `cg-local eval quality`.
+    `cg-local quantize` finds the pack in SOURCE and rounds these weights, and no others, by it. Texts are code, gaps to
+    fill, prose and chat from the installed standard library, or from --corpus; a share of the files is left for
+    `cg-local eval quality`.
     --sensitivities runs the whole model once more for each matrix; --bits-per-weight then knows where bits pay.
 
     \b
@@ -75,7 +76,8 @@ def calibrate(
     pack, summary = _measured(checkpoint, corpus, tokens, window, sensitivities)
     pack.save(destination)
     if json:
-        print_json({"file": str(destination), "sensitivities": dict(pack.sensitivities), **pack.document})
+        own = {"file": str(destination), "weights": pack.weights, "sensitivities": dict(pack.sensitivities)}
+        print_json({**own, **pack.document})
         return
     from cg_local.memory import readable_size
 

@@ -78,7 +78,8 @@ def quantize(
 ) -> None:
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
-    fast looks at the weights alone; imp also weighs and feeds back errors by the pack that `cg-local calibrate` made;
+    fast looks at the weights alone; imp also weighs and feeds back errors by the pack that `cg-local calibrate` made of
+    these very weights;
     gptq lets the model read texts (code, gaps, prose, chat of --corpus; their names and digests go into the model).
     --bits-per-weight gives bits to the matrices that need them.
 
@@ -127,7 +128,7 @@ def _quantized(
     from cg_local import quant
 
     with progress_bar() as on_progress:
-        report = quant.quantize(
+        return quant.quantize(
             checkpoint,
             destination,
             how,
@@ -137,9 +138,6 @@ def _quantized(
             on_notice=notice,
             num_threads=threads,
         )
-    for text in report.notices:
-        notice(text)
-    return report
 
 
 def _plan_text(plan: QuantizationPlan) -> str:

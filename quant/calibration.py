@@ -19,6 +19,7 @@ from cg_local.model_folder import EMBEDDING, matrix_shapes
 from cg_local.quant.corpora import Corpus
 from cg_local.quant.divergence import HeadLogits, compare
 from cg_local.quant.encoder import guide_by
+from cg_local.quant.fingerprint import fingerprint
 from cg_local.quant.hidden_states import final_states
 from cg_local.quant.importance import ImportancePack, InputStatistics, input_name
 from cg_local.quant.rounded_rows import relative_error, rounded
@@ -49,7 +50,8 @@ def importance_of(checkpoint: Checkpoint, corpus: Corpus, *, on_layer: OnStep | 
     states = final_states(checkpoint, sequences, observe=observe, on_layer=on_layer)
     statistics[EMBEDDING] = InputStatistics.of(states)
     names = [path.name for path in checkpoint.source_files]
-    return ImportancePack(statistics, {}, {"corpus": corpus.document(), "sources": names})
+    document = {"corpus": corpus.document(), "sources": names}
+    return ImportancePack(statistics, {}, fingerprint(checkpoint), document)
 
 
 def sensitivities_of(

@@ -58,6 +58,8 @@ def convert(
     checkpoint = open_checkpoint(source)
     conversion = _Conversion(checkpoint, *prepared(checkpoint, options), on_notice)
     with conversion.opened(destination, overwrite=overwrite, is_resumable=is_resumable) as writer:
+        for text in conversion.plan.notices:  # before the work, which may take an hour
+            conversion.tell(text)
         reports = conversion.run(
             writer,
             restart=restart,
@@ -84,7 +86,7 @@ class _Conversion:
     ) -> None:
         self._checkpoint, self.plan, self._encoder = checkpoint, plan, encoder
         self._files = SourceFiles(checkpoint.source_files)
-        self._tell = on_notice or (lambda text: None)
+        self.tell = on_notice or (lambda text: None)
 
     def opened(self, destination: Path, *, overwrite: bool, is_resumable: bool) -> ModelFolderWriter:
         """The writer, not yet entered."""
@@ -144,18 +146,18 @@ class _Conversion:
         """Remove what an interrupted run left, where it is of other work or not wanted."""
         obstacle = journal.obstacle()
         if obstacle is not None and not restart:
-            self._tell(f"{writer.workspace}: unfinished work cannot be continued ({obstacle}); it is begun anew")
+            self.tell(f"{writer.workspace}: unfinished work cannot be continued ({obstacle}); it is begun anew")
         if obstacle is not None or restart:
             writer.clear()
 
     def _tell_of_restored(self, writer: ModelFolderWriter, journal: Journal | None, store: slabs.SlabStore) -> None:
         if journal is not None and journal.damage:
-            self._tell(journal.damage)
+            self.tell(journal.damage)
         if store.damaged:
             more = f" and {len(store.damaged) - 1} more" if len(store.damaged) > 1 else ""
-            self._tell(f"{writer.workspace}: {store.damaged[0]}{more}: damaged since it was written; redone from there")
+            self.tell(f"{writer.workspace}: {store.damaged[0]}{more}: damaged since it was written; redone from there")
         if store.num_bytes:
-            self._tell(f"{writer.destination}: continues at {self._percent(store.num_bytes)} %")
+            self.tell(f"{writer.destination}: continues at {self._percent(store.num_bytes)} %")
 
     def _begin_encoder(self, writer: ModelFolderWriter, store: slabs.SlabStore) -> None:
         folder = writer.workspace / METHOD_FOLDER
@@ -177,7 +179,7 @@ class _Conversion:
         if journal is None or _is_fault_of_the_source(error) or not self._holds_work(writer, journal):
             writer.discard()
         elif journal.is_read:
-            self._tell(
+            self.tell(
                 f"{writer.workspace}: {writer.work_bytes / (1 << 20):,.1f} MiB of work are kept; the same command "
                 f"continues at {self._percent(journal.num_bytes)} %, with --restart it begins anew"
             )

@@ -16,6 +16,7 @@ from cg_local.checkpoint import open_checkpoint
 from cg_local.model_folder import matrix_shapes
 from cg_local.quant.calibration import importance_of, sensitivities_of
 from cg_local.quant.corpora import Corpus, calibration_corpus
+from cg_local.quant.fingerprint import fingerprint
 from cg_local.quant.importance import FILE_NAME, ImportancePack
 from cg_local.tokenizer import Tokenizer
 
@@ -77,6 +78,7 @@ def test_output_sensitivities_and_document(inside: Inside, home: Path, monkeypat
     told = json.loads(done.stdout)
     pack = ImportancePack.load(home / "pack.safetensors")
     assert Path(told.pop("file")) == Path("pack.safetensors")
+    assert told.pop("weights") == pack.weights == fingerprint(open_checkpoint(home / "toy"))
     assert told.pop("sensitivities") == pack.sensitivities
     assert told == pack.document
     checkpoint = open_checkpoint(home / "toy")

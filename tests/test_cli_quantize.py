@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 from command_line import Inside
+from test_quant_importance import toy_pack
+from toy_models import write_toy_checkpoint
 
+from cg_local.checkpoint import open_checkpoint
 from cg_local.cli.quantize_conflicts import conflict
 from cg_local.errors import QuantizeError
 from cg_local.model_folder import METADATA_KEY, open_model_folder
 from cg_local.models import embedded_checkpoint
 from cg_local.quant.corpora import calibration_corpus
 from cg_local.quant.dry_run import Estimate
+from cg_local.quant.fingerprint import fingerprint
+from cg_local.quant.importance import FILE_NAME
 from cg_local.quant.journal import Journal, Slab
 from cg_local.safetensors_file import SafetensorsFile
 from cg_local.tokenizer import Tokenizer
@@ -209,3 +214,14 @@ def test_every_other_pair_of_options_goes_together() -> None:
     assert conflict(["scheme", "importance"], None, "q4s") is None
     assert conflict(["scheme", "dry_run"], None, "bf16") is None
     assert conflict([], None, "q4") is None
+
+
+def test_a_pack_of_other_weights_is_told_once(inside: Inside, tmp_path: Path, source: str) -> None:
+    copied = write_toy_checkpoint(tmp_path / "copied", seed=1, has_tokenizer=True)
+    toy_pack(weights=fingerprint(open_checkpoint(source))).save(copied / FILE_NAME)
+    for option in ("--verify", "--dry-run"):
+        done = inside.run("quantize", "copied", "out", option, "--scheme", "q8", home=tmp_path)
+        assert done.returncode == 0
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"cg-local: {Path('copied', FILE_NAME)}: left aside: it was made for other weights of ")
+    assert options_of(tmp_path / "out")["method"] == "fast"

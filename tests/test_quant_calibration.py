@@ -64,7 +64,7 @@ def test_importance_is_the_statistics_of_what_the_reference_multiplies_with(
     sources = ["config.json", "model.safetensors", "tokenizer.model"]
     assert pack.document == {"corpus": CORPUS.document(), "sources": sources}
     assert steps == [(1, 2), (2, 2)]
-    pack.check(checkpoint.config, "pack")
+    assert pack.misfit(checkpoint) is None
 
 
 def kl_by_hand(checkpoint: Checkpoint, name: str, values: Floats) -> float:
