@@ -7,16 +7,13 @@ cg-local alone; times, threads and interruptions leave no trace in it (gptq's su
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cg_local import packing
 from cg_local.checkpoint import Checkpoint, open_checkpoint
 from cg_local.errors import CheckpointError
 from cg_local.model_folder import FORMAT_VERSION
@@ -30,6 +27,7 @@ from cg_local.quant.options import Options
 from cg_local.quant.report import QuantizationReport, TensorReport, quality_document, quality_draft
 from cg_local.quant.schemes import QuantizationPlan
 from cg_local.quant.source_files import SourceFiles
+from cg_local.quant.work_plan import code_identity, package_version
 
 JOURNAL_VERSION = 1
 METHOD_FOLDER = "method"
@@ -204,7 +202,11 @@ class _Conversion:
             for tensor in self.plan.tensors
         }
         return {
-            "quantizer": {**_quantizer(), "journal_version": JOURNAL_VERSION, "slab_bytes": slabs.SLAB_BYTES},
+            "quantizer": {
+                **code_identity(),
+                **{"format_version": FORMAT_VERSION, "journal_version": JOURNAL_VERSION},
+                "slab_bytes": slabs.SLAB_BYTES,
+            },
             "options": self._options,
             "sources": self._files.stamps,
             "tensors": tensors,
@@ -217,7 +219,7 @@ class _Conversion:
     def _details(self, quality: Mapping[str, object], sources: Mapping[str, object]) -> dict[str, object]:
         """Members of the metadata document beside those that the writer adds."""
         return {
-            "quantizer": {"version": _package_version(), "options": self._options},
+            "quantizer": {"version": package_version(), "options": self._options},
             "sources": dict(sources),
             "has_chat_template": self._checkpoint.has_chat_template,
             "bits_per_weight": round(self.plan.bits_per_weight, 4),
@@ -250,23 +252,3 @@ def _notices(checkpoint: Checkpoint) -> dict[str, bytes]:
     if not checkpoint.is_free_of_gemma_terms:
         own["NOTICE"] = own.get("NOTICE", b"") + GEMMA_NOTICE.encode("ascii")
     return own
-
-
-def _quantizer() -> dict[str, object]:
-    """What of cg-local the bytes of a tensor depend on: two versions in development may bear the same number."""
-    package, own = Path(packing.__file__).parent, Path(__file__).parent
-    sources = [
-        package / "packing.py",
-        package / "reference.py",
-        *sorted(package.glob("checkpoint/*.py")),
-        *sorted(own.glob("*.py")),
-    ]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
-    return {"version": _package_version(), "format_version": FORMAT_VERSION, "code_sha256": digest.hexdigest()}
-
-
-def _package_version() -> str:
-    try:
-        return version("cg-local")
-    except PackageNotFoundError:
-        return "unknown"
