@@ -191,6 +191,9 @@ class ModelArguments:
         return {name: getattr(self, name) for name in names}
 
 
+PublishedSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
+]
 Corpus = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--corpus", metavar="PATH", help="Texts, repeatable; default: the installed standard library."),

@@ -28,9 +28,6 @@ class Method(str, Enum):
     gptq = "gptq"
 
 
-Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
-]
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")]
 Scheme = Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")]
 BitsPerWeight = Annotated[
@@ -61,7 +58,7 @@ Threads = Annotated[
 
 def quantize(
     command: typer.Context,
-    source: Source,
+    source: options.PublishedSource,
     destination: Destination,
     scheme: Scheme = options.Scheme.q4,
     bits_per_weight: BitsPerWeight = None,

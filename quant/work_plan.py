@@ -106,7 +106,9 @@ def _other_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
         return _other_texts(name, before, now)
     if name == "importance" and before and now:
         return "it was begun with another importance pack"
-    return f"it was begun {f'with {name} {before}' if isinstance(before, str) else f'without {name}'}"
+    if before is None:
+        return f"it was begun without {name}"
+    return f"it was begun with {name} {before}" if isinstance(before, str) else f"it was begun with {name}"
 
 
 def _other_texts(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
