@@ -28,6 +28,8 @@ class Method(str, Enum):
     gptq = "gptq"
 
 
+NOT_ESTIMATED = "time and memory of gptq are not estimated: the model reads its texts whole; fewer --tokens need less\n"
+
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")]
 Scheme = Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")]
 BitsPerWeight = Annotated[
@@ -43,7 +45,8 @@ Importance = Annotated[
     typer.Option(metavar="FILE", help="Pack of `cg-local calibrate`; default: importance.safetensors in SOURCE."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample.")
+    bool,
+    typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample (not of gptq)."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder at DEST.")]
 Restart = Annotated[
@@ -111,12 +114,12 @@ def quantize(
 def _show_plan(checkpoint: Path, how: Options, threads: int | None) -> None:
     from cg_local import quant
 
-    plan = quant.plan(checkpoint, how)
+    estimate = None if how.method == "gptq" else quant.estimate(checkpoint, how, num_threads=threads)
+    plan = quant.plan(checkpoint, how) if estimate is None else estimate.plan
     for text in plan.notices:
         notice(text)
-    write_stdout(_plan_text(plan))
-    if how.method != "gptq":
-        write_stdout(_estimate_text(quant.estimate(checkpoint, how, num_threads=threads)))
+    told = NOT_ESTIMATED if estimate is None else _estimate_text(estimate)
+    write_stdout(_plan_text(plan) + told)
 
 
 def _quantized(

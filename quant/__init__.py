@@ -99,13 +99,11 @@ def estimate(source: str | Path, scheme: str | Options = "q4", *, num_threads: i
     from cg_local.checkpoint import open_checkpoint
     from cg_local.errors import QuantizeError
     from cg_local.quant.dry_run import measure
-    from cg_local.quant.methods import prepared
 
     options = _options(scheme)
     if options.method == "gptq":
         raise QuantizeError("how long gptq takes is not known from a sample; leave --dry-run out")
-    checkpoint = open_checkpoint(source)
-    return measure(checkpoint, *prepared(checkpoint, options), num_threads)
+    return measure(open_checkpoint(source), options, num_threads)
 
 
 def _options(scheme: str | Options) -> Options:

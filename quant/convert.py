@@ -17,7 +17,7 @@ from pathlib import Path
 from cg_local.checkpoint import Checkpoint, open_checkpoint
 from cg_local.errors import CheckpointError
 from cg_local.model_folder import FORMAT_VERSION
-from cg_local.model_folder_writer import ModelFolderWriter
+from cg_local.model_folder_writer import ModelFolderWriter, check_destination
 from cg_local.packing import PackedMatrix
 from cg_local.quant import slabs
 from cg_local.quant.encoder import Encoder, Workplace
@@ -53,7 +53,10 @@ def convert(
 ) -> QuantizationReport:
     """Do the work of `cg_local.quant.quantize`, where the arguments are described."""
     started = time.perf_counter()
+    # Choosing formats and texts takes minutes: what cannot be is refused before.
+    check_destination(Path(os.path.abspath(destination)), overwrite=overwrite)
     checkpoint = open_checkpoint(source)
+    required_tokenizer(checkpoint)
     conversion = _Conversion(checkpoint, *prepared(checkpoint, options), on_notice)
     with conversion.opened(destination, overwrite=overwrite, is_resumable=is_resumable) as writer:
         for text in conversion.plan.notices:  # before the work, which may take an hour
@@ -100,6 +103,7 @@ class _Conversion:
             draft=self._details(quality_draft(tuple(self.plan.formats)), sources),
             overwrite=overwrite,
             keeps_work=is_resumable,
+            workspace_bytes=self._encoder.workspace_bytes,
         )
 
     def run(

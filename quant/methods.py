@@ -20,6 +20,9 @@ from cg_local.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from cg_local.quant.encoder import Encoder
 
+# gptq keeps the float32 stream of all tokens before and behind half of a layer, and writes the next beside them.
+STREAM_FILES = 3
+
 
 def planned(checkpoint: Checkpoint, options: Options) -> QuantizationPlan:
     """Choose the formats.
@@ -39,7 +42,8 @@ def prepared(checkpoint: Checkpoint, options: Options) -> tuple[QuantizationPlan
         CorpusError: the texts cannot be read, or are too few.
     """
     pack, notices = _find_pack(checkpoint, options)
-    return _plan(checkpoint, options, pack, notices), _encoder(checkpoint, options, pack)
+    plan = _plan(checkpoint, options, pack, notices)
+    return plan, _encoder(checkpoint, options, pack) if _rounds(plan) else _copying(checkpoint)
 
 
 def required_tokenizer(checkpoint: Checkpoint) -> bytes:
@@ -78,6 +82,19 @@ def _plan(
     return replace(plan, notices=(*plan.notices, *notices))
 
 
+def _rounds(plan: QuantizationPlan) -> bool:
+    return any(format != "bf16" for format in plan.formats.values())
+
+
+def _copying(checkpoint: Checkpoint) -> Encoder:
+    """Return what takes weights over as they are: by no method."""
+    from cg_local.quant.encoder import SearchEncoder
+
+    encoder = SearchEncoder(checkpoint)
+    encoder.options = {}
+    return encoder
+
+
 def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | None) -> Encoder:
     from cg_local.quant.encoder import ImportanceEncoder, SearchEncoder
 
@@ -91,7 +108,9 @@ def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | No
             num_tokens=options.calibration_tokens,
             window_tokens=options.window_tokens,
         )
-        return GptqEncoder(checkpoint, corpus)
+        encoder = GptqEncoder(checkpoint, corpus)
+        encoder.workspace_bytes = STREAM_FILES * 4 * corpus.num_tokens * checkpoint.config.hidden_size
+        return encoder
     return SearchEncoder(checkpoint) if pack is None else ImportanceEncoder(checkpoint, pack)
 
 
@@ -107,6 +126,8 @@ def _find_pack(checkpoint: Checkpoint, options: Options) -> tuple[ImportancePack
         if options.importance is not None:
             raise QuantizeError("the method fast rounds without an importance pack; leave one of the two out")
         return None, ()
+    if options.scheme == "bf16" and options.bits_per_weight is None:
+        return None, ()  # it rounds by nothing
     if options.method == "gptq" and options.bits_per_weight is None:
         return None, ()  # its rounding follows the texts, its formats the scheme
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_quant_importance import toy_pack
@@ -15,12 +17,14 @@ from toy_models import MHA, MQA, write_toy_checkpoint
 
 from cg_local.checkpoint import open_checkpoint
 from cg_local.errors import QuantizeError
+from cg_local.model_folder_writer import DISK_SLACK_BYTES
 from cg_local.quant import Options, quantize
+from cg_local.quant.corpora import calibration_corpus
 from cg_local.quant.encoder import ImportanceEncoder, SearchEncoder
 from cg_local.quant.fingerprint import fingerprint
 from cg_local.quant.gptq import GptqEncoder
 from cg_local.quant.importance import FILE_NAME, ImportancePack
-from cg_local.quant.methods import planned, prepared, required_tokenizer
+from cg_local.quant.methods import planned, prepared, published_tokenizer, required_tokenizer
 from cg_local.quant.schemes import plan_checkpoint
 
 
@@ -104,6 +108,28 @@ def test_what_was_done_is_recorded_in_the_model(source: Path, tmp_path: Path) ->
     told = json.loads(SafetensorsFile(tmp_path / "model" / "model.safetensors", QuantizeError).metadata[METADATA_KEY])
     expected = {"scheme": "q4s", "method": "imp", "importance": toy_pack().digest}
     assert told["quantizer"]["options"] == expected
+
+
+def test_a_copy_has_no_method_and_needs_no_pack(source: Path) -> None:
+    (source / FILE_NAME).write_bytes(b"nonsense")
+    for method in (None, "fast", "imp", "gptq"):
+        plan, encoder = prepared(open_checkpoint(source), Options("bf16", method))
+        assert (plan.notices, encoder.options, encoder.workspace_bytes) == ((), {}, 0)
+
+
+def test_disk_must_hold_the_stream_of_gptq_too(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options("q4", "gptq", corpus=[texts], calibration_tokens=200, window_tokens=64)
+    checkpoint = open_checkpoint(source)
+    plan, encoder = prepared(checkpoint, options)
+    tokenizer = published_tokenizer(checkpoint)
+    num_tokens = calibration_corpus(tokenizer, [texts], num_tokens=200, window_tokens=64).num_tokens
+    assert encoder.workspace_bytes == 3 * num_tokens * 256 * 4
+    needed = plan.num_bytes + encoder.workspace_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    with pytest.raises(QuantizeError, match=rf"{needed:,} bytes free, {needed + DISK_SLACK_BYTES:,} needed; make room"):
+        quantize(source, tmp_path / "out", options)
 
 
 @pytest.mark.parametrize("bits", [None, 5.0])
