@@ -236,7 +236,17 @@ def markdown(document: Document) -> str:
         cells.append(f"{(run or plain)['groups'][group]['top1_agreement']['value']:.1%}" if run or plain else "-")
         cells.append(ratio_text(model, run or plain, group, sizes))
         lines.append("| " + " | ".join(cells) + " |")
-    return introduction(document, group) + "\n\n" + "\n".join(lines)
+    return introduction(document, group) + "\n\n" + "\n".join(lines) + "\n\n" + equal_text(document, group)
+
+
+def equal_text(document: Document, group: str) -> str:
+    """Return a line for each comparison: the bytes at equal divergence, over those of llama.cpp's plain files."""
+    lines = []
+    for comparison in (FORMAT_ONLY, END_TO_END):
+        found = bytes_at_equal_divergence(document, comparison, group)
+        told = ", ".join(f"{label} {ratio:.2f}" for label, ratio in found.items()) or "none in their range"
+        lines.append(f"Bytes at equal KL over llama.cpp's files without imatrix, {comparison}: {told}.")
+    return "\n".join(lines)
 
 
 def readme_text(document: Document) -> str:

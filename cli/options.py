@@ -191,6 +191,10 @@ class ModelArguments:
         return {name: getattr(self, name) for name in names}
 
 
+PeerPython = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--peer-python", metavar="PATH", help="Interpreter that has llama-cpp-python, which runs GGUF files."),
+]
 PublishedSource = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
 ]
