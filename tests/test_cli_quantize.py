@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import Inside
 from test_quant_importance import toy_pack
-from toy_models import write_toy_checkpoint
+from toy_models import write_toy_checkpoint, write_toy_texts
 
 from cg_local.checkpoint import open_checkpoint
 from cg_local.cli.quantize_conflicts import conflict
@@ -167,12 +167,7 @@ def test_embedded_name_can_be_quantized(inside: Inside, tmp_path: Path) -> None:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(40):
-        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
-        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
-    return folder
+    return write_toy_texts(tmp_path / "texts")
 
 
 def options_of(folder: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from test_quant_importance import toy_pack
-from toy_models import MHA, MQA, write_toy_checkpoint
+from toy_models import MHA, MQA, write_toy_checkpoint, write_toy_texts
 
 from cg_local.checkpoint import open_checkpoint
 from cg_local.errors import QuantizeError
@@ -35,12 +35,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(40):
-        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
-        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
-    return folder
+    return write_toy_texts(tmp_path / "texts")
 
 
 def pack_of(source: Path, seed: int = 0) -> ImportancePack:
