@@ -310,7 +310,15 @@ class ModelFolderWriter:
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Raise QuantizeError if something is at `path` that may not be replaced."""
+    """Raise QuantizeError if something is at `path` that may not be replaced, or no folder can be made there.
+
+    Args:
+        path: absolute.
+        overwrite: a model folder may be replaced.
+    """
+    parent = next(folder for folder in path.parents or (path,) if os.path.lexists(folder))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise QuantizeError(f"{path}: {parent} is no folder that you may write in; choose another place")
     if not path.name or not os.path.lexists(path):  # the root of a file system is no name, as AtomicFolder says
         return
     if not overwrite:

@@ -73,6 +73,8 @@ def calibrate(
     destination = output or (path if path.is_dir() else path.parent) / FILE_NAME
     if not destination.parent.is_dir():
         raise QuantizeError(f"{destination.parent}: no such folder; make it or choose another file")
+    if destination.exists() and not destination.is_file():
+        raise QuantizeError(f"{destination}: is a folder, a device or a pipe; name a file with --output")
     if destination.exists() and not overwrite:
         raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
     for found in checkpoint.notices:

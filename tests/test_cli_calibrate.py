@@ -140,6 +140,8 @@ def test_packs_of_embedded_models_and_missing_folders_are_left_alone(inside: Ins
     assert (
         own.stderr == b"cg-local: error: nano belongs to the package, which is not changed; name a file with --output\n"
     )
+    folder = inside.run("calibrate", "toy", "-o", "texts", "--overwrite", *SIZES, home=home)
+    assert folder.stderr == b"cg-local: error: texts: is a folder, a device or a pipe; name a file with --output\n"
     missing = inside.run("calibrate", "toy", "-o", "nowhere/pack", *SIZES, home=home)
     assert missing.returncode == 1
     assert missing.stderr == b"cg-local: error: nowhere: no such folder; make it or choose another file\n"

@@ -96,6 +96,9 @@ def test_existing_destination_is_refused_before_formats_are_chosen(
         done = inside.run("quantize", source, "out", "--bits-per-weight", "5", *option, home=tmp_path)
         assert (done.returncode, done.stdout) == (1, b"")
         assert reason in done.stderr.decode()
+    (tmp_path / "file").write_text("")
+    below = inside.run("quantize", source, "file/new/out", "--bits-per-weight", "5", home=tmp_path)
+    assert below.stderr.decode().endswith("file is no folder that you may write in; choose another place\n")
 
 
 def test_existing_destination_is_refused_unless_told(inside: Inside, tmp_path: Path, source: str) -> None:
