@@ -265,7 +265,19 @@ def markdown(document: Document) -> str:
         cells.append(ratio_text(model, run or plain, group, sizes))
         lines.append("| " + " | ".join(cells) + " |")
     added = [f"K and V in 8 bits add {text} to {name}." for name, text in added_by_kv(document, group).items()]
-    return "\n".join([introduction(document, group), "", *lines, *([""] if added else []), *added])
+    return "\n\n".join(
+        [introduction(document, group), "\n".join(lines), "\n".join([*added, equal_text(document, group)])]
+    )
+
+
+def equal_text(document: Document, group: str) -> str:
+    """Return a line for each comparison: the bytes at equal divergence, over those of llama.cpp's plain files."""
+    found = {kind: bytes_at_equal_divergence(document, kind, group) for kind in (FORMAT_ONLY, END_TO_END)}
+    told = {
+        kind: ", ".join(f"{label} {ratio:.2f}" for label, ratio in ratios.items()) for kind, ratios in found.items()
+    }
+    start = "Bytes at equal KL over llama.cpp's files without imatrix"
+    return "\n".join(f"{start}, {kind}: {text or 'none in their range'}." for kind, text in told.items())
 
 
 def readme_text(document: Document) -> str:

@@ -52,7 +52,9 @@ def replace_file(path: Path, data: bytes, mode: int = COMMON_MODE) -> None:
             with contextlib.suppress(OSError):
                 partial.unlink()
     except OSError as cause:
-        raise SettingsError(f"{path}: cannot be written ({cause.strerror}); make the folder writable") from cause
+        is_full = cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        remedy = "make room on the disk" if is_full else "make the folder writable"
+        raise SettingsError(f"{path}: cannot be written ({cause.strerror}); {remedy}") from cause
     _sync_folder(target.parent)
 
 

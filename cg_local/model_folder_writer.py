@@ -62,6 +62,7 @@ class ModelFolderWriter:
         draft: Mapping[str, object],
         overwrite: bool = False,
         keeps_work: bool = False,
+        workspace_bytes: int = 0,
     ) -> None:
         """Lay out the file.
 
@@ -77,10 +78,11 @@ class ModelFolderWriter:
                 of the header and so every offset.
             overwrite: replace a model folder at the destination.
             keeps_work: leaving without `finish` keeps what was written, for a later run on the same destination.
+            workspace_bytes: what the user of `workspace` writes there at most.
         """
         self._folder = AtomicFolder(destination, QuantizeError, keeps_work=keeps_work)
         self._small_files = {CONFIG_FILE: config_bytes, TOKENIZER_FILE: tokenizer_bytes, **notices}
-        self._overwrite = overwrite
+        self._overwrite, self._workspace_bytes = overwrite, workspace_bytes
         self._layout = file_layout(config, formats)
         self._digests = {name: hashlib.sha256() for name, _, _ in self._layout}
         self._lengths = {name: math.prod(shape) * DTYPE_BITS[dtype] // 8 for name, dtype, shape in self._layout}
@@ -288,16 +290,11 @@ class ModelFolderWriter:
             raise self._write_error(cause) from cause
 
     def _check_destination(self) -> None:
-        path = self._folder.destination
-        if not os.path.lexists(path):
-            return
-        if not self._overwrite:
-            raise QuantizeError(f"{path}: exists; choose another folder or pass --overwrite")
-        check_replaceable(path)
+        check_destination(self._folder.destination, overwrite=self._overwrite)
 
     def _check_space(self) -> None:
         # What an interrupted run left is either taken over or cleared.
-        needed = self.num_bytes + DISK_SLACK_BYTES - self.work_bytes
+        needed = self.num_bytes + self._workspace_bytes + DISK_SLACK_BYTES - self.work_bytes
         free = shutil.disk_usage(self._folder.partial).free
         if free < needed:
             raise QuantizeError(
@@ -310,6 +307,23 @@ class ModelFolderWriter:
         if cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             return QuantizeError(f"{where}: no space left on the disk, {self.num_bytes:,} bytes needed; make room")
         return QuantizeError(f"{where}: cannot be written ({cause.strerror}); check the disk")
+
+
+def check_destination(path: Path, *, overwrite: bool) -> None:
+    """Raise QuantizeError if something is at `path` that may not be replaced, or no folder can be made there.
+
+    Args:
+        path: absolute.
+        overwrite: a model folder may be replaced.
+    """
+    parent = next(folder for folder in path.parents or (path,) if os.path.lexists(folder))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise QuantizeError(f"{path}: {parent} is no folder that you may write in; choose another place")
+    if not path.name or not os.path.lexists(path):  # the root of a file system is no name, as AtomicFolder says
+        return
+    if not overwrite:
+        raise QuantizeError(f"{path}: exists; choose another folder or pass --overwrite")
+    check_replaceable(path)
 
 
 def check_replaceable(path: Path) -> None:

@@ -58,10 +58,6 @@ Batch = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--batch", metavar="LIST", help="Sequences that decode together; default: 1,2,4,8,16."),
 ]
-PeerPython = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--peer-python", metavar="PATH", help="Interpreter that has llama-cpp-python."),
-]
 PeerModels = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--peer-models", metavar="FOLDER", help="GGUF files of the same weights; missing ones are made."),
@@ -100,7 +96,7 @@ def bench(
     batch: Batch = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens timed at a depth.")] = 32,
     peers: Annotated[bool, typer.Option("--peers", help="Measure llama.cpp in the same rounds.")] = False,
-    peer_python: PeerPython = None,
+    peer_python: options.PeerPython = None,
     peer_models: PeerModels = None,
     peer_kinds: PeerKinds = None,
     peer_tokens: PeerTokens = None,
@@ -121,10 +117,10 @@ def bench(
       cg-local bench ./codegemma-2b-q4 --peers --peer-python ~/llama/bin/python --checkpoint ./codegemma-2b
     """
     from cg_local.bench.plot import write_plot
-    from cg_local.bench.setup import prepared, write_document
+    from cg_local.bench.setup import check_places, prepared, write_document
     from cg_local.bench.table import report
 
-    _check_places(json, plot)
+    check_places(json, plot)
     defaults = _defaults(quick, brief)
     plan = _plan((prefill, depths, batch), defaults, 1 if quick or brief else rounds, threads, new_tokens, seed)
     plan = replace(plan, has_processes=not quick)
@@ -148,18 +144,6 @@ def bench(
     write_stdout(report(document))
     if document["is_interrupted"]:
         raise typer.Exit(INTERRUPTED)
-
-
-def _check_places(json: Path | None, plot: Path | None) -> None:
-    """Refuse what could not be written, before anything is measured."""
-    from cg_local.bench.plot import check_plot
-    from cg_local.bench.setup import check_destination
-
-    if plot is not None:
-        check_plot(plot)
-    for path in (json, plot):
-        if path is not None:
-            check_destination(path)
 
 
 def _defaults(is_quick: bool, is_brief: bool) -> tuple[tuple[int, ...], ...]:

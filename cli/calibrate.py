@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from cg_local.checkpoint import Checkpoint
     from cg_local.quant.importance import ImportancePack
 
-
-Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
-]
 Output = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--output", "-o", metavar="FILE", help="Pack to write; default: SOURCE/importance.safetensors."),
@@ -33,23 +29,32 @@ Sensitivities = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the pack.")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard what an interrupted run has done, instead of continuing it.")
+]
 
 
 def calibrate(
-    source: Source,
+    source: options.PublishedSource,
     output: Output = None,
     corpus: options.Corpus = None,
     tokens: options.CalibrationTokens = 16384,
     window: options.WindowTokens = 512,
     sensitivities: Sensitivities = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     json: options.Json = False,
 ) -> None:
     """Let published weights read texts and write down what the inputs of each matrix look like.
 
-    `cg-local quantize` finds the pack in SOURCE and rounds by it. Texts are code, gaps to fill, prose and chat from the
-    installed standard library, or from --corpus; a share of the files is left for `cg-local eval quality`.
-    --sensitivities runs the whole model once more for each matrix; --bits-per-weight then knows where bits pay.
+    `cg-local quantize` finds the pack in SOURCE and rounds these weights, and no others, by it. Texts are code, gaps to
+    fill, prose and chat from the installed standard library, or from --corpus; a share of the files is left for
+    `cg-local eval quality`.
+    --sensitivities runs the layers from each matrix's on once more; --bits-per-weight then knows where bits pay.
+
+    Memory grows with --tokens: at most 3.1 GiB for 2B at the default, 4.7 GiB for 7B, no more with --sensitivities;
+    what does not fit is refused before anything is computed. An interrupted run is continued by the same command, from
+    the layer or the matrix it was at.
 
     \b
     Examples:
@@ -68,40 +73,50 @@ def calibrate(
     destination = output or (path if path.is_dir() else path.parent) / FILE_NAME
     if not destination.parent.is_dir():
         raise QuantizeError(f"{destination.parent}: no such folder; make it or choose another file")
+    if destination.exists() and not destination.is_file():
+        raise QuantizeError(f"{destination}: is a folder, a device or a pipe; name a file with --output")
     if destination.exists() and not overwrite:
         raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
     for found in checkpoint.notices:
         notice(found)
-    pack, summary = _measured(checkpoint, corpus, tokens, window, sensitivities)
-    pack.save(destination)
+    pack, summary = _made(checkpoint, destination, corpus, tokens, window, sensitivities, restart)
     if json:
-        print_json({"file": str(destination), "sensitivities": dict(pack.sensitivities), **pack.document})
+        own = {"file": str(destination), "weights": pack.weights, "sensitivities": dict(pack.sensitivities)}
+        print_json({**own, **pack.document})
         return
     from cg_local.memory import readable_size
 
     write_stdout(f"{destination}: {readable_size(destination.stat().st_size)}, {summary}\n")
 
 
-def _measured(
-    checkpoint: Checkpoint, paths: list[Path] | None, tokens: int, window: int, sensitivities: int | None
+def _made(
+    checkpoint: Checkpoint,
+    destination: Path,
+    paths: list[Path] | None,
+    tokens: int,
+    window: int,
+    sensitivities: int | None,
+    restart: bool,
 ) -> tuple[ImportancePack, str]:
     """Make the pack; also says in words what was read."""
-    from dataclasses import replace
-
-    from cg_local.quant.calibration import importance_of, sensitivities_of
-    from cg_local.quant.corpora import calibration_corpus
+    from cg_local.quant.calibration import calibrate as make_pack
+    from cg_local.quant.corpora import Corpus, calibration_corpus
     from cg_local.quant.methods import published_tokenizer
 
     tokenizer = published_tokenizer(checkpoint)
-    texts = calibration_corpus(tokenizer, paths, num_tokens=tokens, window_tokens=window)
-    with progress_bar() as on_progress:
 
-        def on_step(done: int, total: int) -> None:
-            if on_progress is not None:
-                on_progress(done, total, f"layer {done}")
+    def texts(num_tokens: int) -> Corpus:
+        return calibration_corpus(tokenizer, paths, num_tokens=num_tokens, window_tokens=window)
 
-        pack = importance_of(checkpoint, texts, on_layer=on_step)
-        if sensitivities is not None:
-            probes = calibration_corpus(tokenizer, paths, num_tokens=sensitivities, window_tokens=window)
-            pack = replace(pack, sensitivities=sensitivities_of(checkpoint, probes, pack, on_matrix=on_step))
-    return pack, f"{texts.num_tokens:,} tokens of {len(texts.files):,} files"
+    corpus, probes = texts(tokens), None if sensitivities is None else texts(sensitivities)
+    with progress_bar(counts_bytes=False) as on_step:
+        pack = make_pack(
+            checkpoint,
+            destination,
+            corpus,
+            probes,
+            restart=restart,
+            on_step=on_step or (lambda done, total, what: None),
+            on_notice=notice,
+        )
+    return pack, f"{corpus.num_tokens:,} tokens of {len(corpus.files):,} files"

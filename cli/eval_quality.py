@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -29,10 +30,6 @@ ModelNames = Annotated[
     list[str],
     typer.Argument(metavar="MODEL...", help="Model folders and GGUF files made from them, or published weights."),
 ]
-CorpusPaths = Annotated[
-    Optional[list[Path]],  # noqa: UP045
-    typer.Option("--corpus", metavar="PATH", help="Texts, may be repeated; default: the installed standard library."),
-]
 Baseline = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--baseline", metavar="MODEL", help="Also show every figure over this model's, on the same tokens."),
@@ -44,10 +41,6 @@ KvDtypes = Annotated[
 ActivationsOption = Annotated[
     Optional[list[Activations]],  # noqa: UP045
     typer.Option("--activations", help="How this engine rounds inputs of 8-bit weights, may be repeated."),
-]
-PeerPython = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--peer-python", metavar="PATH", help="Interpreter that has llama-cpp-python, to run GGUF files."),
 ]
 States = Annotated[
     Optional[Path],  # noqa: UP045
@@ -66,15 +59,15 @@ Plot = Annotated[
 def eval_quality(
     reference: ReferenceName,
     models: ModelNames,
-    corpus: CorpusPaths = None,
+    corpus: options.Corpus = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Tokens of the texts; the last may go beyond.")
     ] = 16384,
-    window: Annotated[int, typer.Option("--window", min=64, help="Tokens of one text at most.")] = 512,
+    window: options.WindowTokens = 512,
     baseline: Baseline = None,
     kv_dtype: KvDtypes = None,
     activations: ActivationsOption = None,
-    peer_python: PeerPython = None,
+    peer_python: options.PeerPython = None,
     threads: options.Threads = None,
     states: States = None,
     output: Output = None,
@@ -93,12 +86,13 @@ def eval_quality(
       cg-local eval quality nano nano-q4 nano-q8 --output quality.json
       cg-local eval quality nano nano-q4 nano-q4_k_m.gguf --baseline nano-q4_k_m.gguf --peer-python ~/llama/bin/python
     """
+    from cg_local.bench.setup import check_places
     from cg_local.quality.places import Places
     from cg_local.quality.report import Options, measure
     from cg_local.quant.corpora import evaluation_corpus
 
-    _check_places(output, plot)
-    names = models if baseline is None or baseline in models else [*models, baseline]
+    check_places(output, plot)
+    names, place = with_baseline(models, baseline)
     status = Status()
     try:
         status.show(f"opening {reference}")
@@ -108,12 +102,13 @@ def eval_quality(
             notice("GGUF files are compared format-only; --peer-python has llama.cpp run them")
         status.show("choosing texts")
         texts = evaluation_corpus(opened.tokenizer, corpus, num_tokens=tokens, window_tokens=window)
+        others = {} if place is None else {index: place for index in range(len(names)) if index != place}
         chosen = Options(
             kv_dtypes=tuple(each.value for each in kv_dtype or [options.KvDtype.float16]),
             activations=tuple(each.value for each in activations or [Activations.int8]),
             num_threads=threads,
             peer_python=peer_python,
-            baselines=_baselines(names, baseline),
+            baselines=others,
             states=states,
         )
         document = measure(opened, Places(texts), compared, chosen, say=status.show)
@@ -122,24 +117,21 @@ def eval_quality(
     _deliver({**document, "window_tokens": window, "machine": _machine()}, output, plot, is_printed=json)
 
 
-def _baselines(names: list[str], baseline: str | None) -> dict[int, int]:
-    """Return, by the index of every other model, that of the baseline."""
+def with_baseline(models: list[str], baseline: str | None) -> tuple[list[str], int | None]:
+    """Return the models with the baseline, each once however it is spelled, and the baseline's index."""
     if baseline is None:
-        return {}
-    place = names.index(baseline)
-    return {index: place for index in range(len(names)) if index != place}
+        return models, None
+    found = _place(baseline)
+    for index, name in enumerate(models):
+        if _place(name) == found:
+            return models, index
+    return [*models, baseline], len(models)
 
 
-def _check_places(output: Path | None, plot: Path | None) -> None:
-    """Refuse what could not be written, before anything is measured."""
-    from cg_local.bench.plot import check_plot
-    from cg_local.bench.setup import check_destination
+def _place(name: str) -> Path:
+    from cg_local.model_store import find_model
 
-    if plot is not None:
-        check_plot(plot)
-    for path in (output, plot):
-        if path is not None:
-            check_destination(path)
+    return Path(os.path.realpath(find_model(name).path))
 
 
 def _reference(name: str, window: int) -> Reference:

@@ -191,6 +191,13 @@ class ModelArguments:
         return {name: getattr(self, name) for name in names}
 
 
+PeerPython = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--peer-python", metavar="PATH", help="Interpreter that has llama-cpp-python, which runs GGUF files."),
+]
+PublishedSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
+]
 Corpus = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--corpus", metavar="PATH", help="Texts, repeatable; default: the installed standard library."),

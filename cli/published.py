@@ -21,24 +21,29 @@ def checkpoint_path(source: str) -> Path:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """A bar with the time left on stderr; nothing where stderr is no terminal."""
+def progress_bar(*, counts_bytes: bool = True) -> Iterator[Progress | None]:
+    """A bar with the time left on stderr; nothing where stderr is no terminal.
+
+    Args:
+        counts_bytes: what is done are bytes, not steps. Where the number of all steps changes, other ones have begun.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn(), TextColumn("{task.description}"))
+    count = DownloadColumn(binary_units=True) if counts_bytes else MofNCompleteColumn()
+    columns = (BarColumn(), count, TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("preparing", total=None)
-        has_begun = False
+        begun: int | None = None
 
         def show(done: int, total: int, tensor: str) -> None:
-            nonlocal has_begun
-            if not has_begun:  # what an interrupted run did took no time of this one's
+            nonlocal begun
+            if begun != total:  # what an interrupted run did took no time of this one's
                 bar.reset(task, total=total, completed=done)
-                has_begun = True
+                begun = total
             bar.update(task, completed=done, total=total, description=tensor)
 
         yield show

@@ -28,9 +28,8 @@ class Method(str, Enum):
     gptq = "gptq"
 
 
-Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Published weights: a folder, a GGUF file, or an embedded name.")
-]
+NOT_ESTIMATED = "time and memory of gptq are not estimated: the model reads its texts whole; fewer --tokens need less\n"
+
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="Model folder to write.")]
 Scheme = Annotated[options.Scheme, typer.Option(help="4 bits, 8 bits, or the weights as they are.")]
 BitsPerWeight = Annotated[
@@ -46,7 +45,8 @@ Importance = Annotated[
     typer.Option(metavar="FILE", help="Pack of `cg-local calibrate`; default: importance.safetensors in SOURCE."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample.")
+    bool,
+    typer.Option("--dry-run", help="Only show what would be written; time and memory from a sample (not of gptq)."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder at DEST.")]
 Restart = Annotated[
@@ -61,7 +61,7 @@ Threads = Annotated[
 
 def quantize(
     command: typer.Context,
-    source: Source,
+    source: options.PublishedSource,
     destination: Destination,
     scheme: Scheme = options.Scheme.q4,
     bits_per_weight: BitsPerWeight = None,
@@ -78,7 +78,8 @@ def quantize(
 ) -> None:
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 
-    fast looks at the weights alone; imp also weighs and feeds back errors by the pack that `cg-local calibrate` made;
+    fast looks at the weights alone; imp also weighs and feeds back errors by the pack that `cg-local calibrate` made of
+    these very weights;
     gptq lets the model read texts (code, gaps, prose, chat of --corpus; their names and digests go into the model).
     --bits-per-weight gives bits to the matrices that need them.
 
@@ -113,12 +114,12 @@ def quantize(
 def _show_plan(checkpoint: Path, how: Options, threads: int | None) -> None:
     from cg_local import quant
 
-    plan = quant.plan(checkpoint, how)
+    estimate = None if how.method == "gptq" else quant.estimate(checkpoint, how, num_threads=threads)
+    plan = quant.plan(checkpoint, how) if estimate is None else estimate.plan
     for text in plan.notices:
         notice(text)
-    write_stdout(_plan_text(plan))
-    if how.method != "gptq":
-        write_stdout(_estimate_text(quant.estimate(checkpoint, how, num_threads=threads)))
+    told = NOT_ESTIMATED if estimate is None else _estimate_text(estimate)
+    write_stdout(_plan_text(plan) + told)
 
 
 def _quantized(
@@ -127,7 +128,7 @@ def _quantized(
     from cg_local import quant
 
     with progress_bar() as on_progress:
-        report = quant.quantize(
+        return quant.quantize(
             checkpoint,
             destination,
             how,
@@ -137,9 +138,6 @@ def _quantized(
             on_notice=notice,
             num_threads=threads,
         )
-    for text in report.notices:
-        notice(text)
-    return report
 
 
 def _plan_text(plan: QuantizationPlan) -> str:

@@ -47,7 +47,8 @@ def quantize(
         restart: discard what an interrupted call has done.
         is_resumable: False leaves nothing behind when it is interrupted, and is quicker for small models.
         on_progress: called with (bytes done, bytes in all, name of the tensor), bytes of the model folder's tensors.
-        on_notice: called with one line about interrupted work: that it continues, is begun anew, or is kept.
+        on_notice: called with one-line things that a user should be told: of the source, of a pack that does not fit,
+            and of interrupted work, that it continues, is begun anew, or is kept.
         num_threads: threads that search; None takes one for each core that this process may use. The result does not
             depend on it.
 
@@ -98,13 +99,11 @@ def estimate(source: str | Path, scheme: str | Options = "q4", *, num_threads: i
     from cg_local.checkpoint import open_checkpoint
     from cg_local.errors import QuantizeError
     from cg_local.quant.dry_run import measure
-    from cg_local.quant.methods import prepared
 
     options = _options(scheme)
     if options.method == "gptq":
         raise QuantizeError("how long gptq takes is not known from a sample; leave --dry-run out")
-    checkpoint = open_checkpoint(source)
-    return measure(checkpoint, *prepared(checkpoint, options), num_threads)
+    return measure(open_checkpoint(source), options, num_threads)
 
 
 def _options(scheme: str | Options) -> Options:

@@ -7,20 +7,17 @@ cg-local alone; times, threads and interruptions leave no trace in it (gptq's su
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cg_local import packing
 from cg_local.checkpoint import Checkpoint, open_checkpoint
 from cg_local.errors import CheckpointError
 from cg_local.model_folder import FORMAT_VERSION
-from cg_local.model_folder_writer import ModelFolderWriter
+from cg_local.model_folder_writer import ModelFolderWriter, check_destination
 from cg_local.packing import PackedMatrix
 from cg_local.quant import slabs
 from cg_local.quant.encoder import Encoder, Workplace
@@ -30,6 +27,7 @@ from cg_local.quant.options import Options
 from cg_local.quant.report import QuantizationReport, TensorReport, quality_document, quality_draft
 from cg_local.quant.schemes import QuantizationPlan
 from cg_local.quant.source_files import SourceFiles
+from cg_local.quant.work_plan import code_identity, package_version
 
 JOURNAL_VERSION = 1
 METHOD_FOLDER = "method"
@@ -55,9 +53,14 @@ def convert(
 ) -> QuantizationReport:
     """Do the work of `cg_local.quant.quantize`, where the arguments are described."""
     started = time.perf_counter()
+    # Choosing formats and texts takes minutes: what cannot be is refused before.
+    check_destination(Path(os.path.abspath(destination)), overwrite=overwrite)
     checkpoint = open_checkpoint(source)
+    required_tokenizer(checkpoint)
     conversion = _Conversion(checkpoint, *prepared(checkpoint, options), on_notice)
     with conversion.opened(destination, overwrite=overwrite, is_resumable=is_resumable) as writer:
+        for text in conversion.plan.notices:  # before the work, which may take an hour
+            conversion.tell(text)
         reports = conversion.run(
             writer,
             restart=restart,
@@ -84,7 +87,7 @@ class _Conversion:
     ) -> None:
         self._checkpoint, self.plan, self._encoder = checkpoint, plan, encoder
         self._files = SourceFiles(checkpoint.source_files)
-        self._tell = on_notice or (lambda text: None)
+        self.tell = on_notice or (lambda text: None)
 
     def opened(self, destination: Path, *, overwrite: bool, is_resumable: bool) -> ModelFolderWriter:
         """The writer, not yet entered."""
@@ -100,6 +103,7 @@ class _Conversion:
             draft=self._details(quality_draft(tuple(self.plan.formats)), sources),
             overwrite=overwrite,
             keeps_work=is_resumable,
+            workspace_bytes=self._encoder.workspace_bytes,
         )
 
     def run(
@@ -144,18 +148,18 @@ class _Conversion:
         """Remove what an interrupted run left, where it is of other work or not wanted."""
         obstacle = journal.obstacle()
         if obstacle is not None and not restart:
-            self._tell(f"{writer.workspace}: unfinished work cannot be continued ({obstacle}); it is begun anew")
+            self.tell(f"{writer.workspace}: unfinished work cannot be continued ({obstacle}); it is begun anew")
         if obstacle is not None or restart:
             writer.clear()
 
     def _tell_of_restored(self, writer: ModelFolderWriter, journal: Journal | None, store: slabs.SlabStore) -> None:
         if journal is not None and journal.damage:
-            self._tell(journal.damage)
+            self.tell(journal.damage)
         if store.damaged:
             more = f" and {len(store.damaged) - 1} more" if len(store.damaged) > 1 else ""
-            self._tell(f"{writer.workspace}: {store.damaged[0]}{more}: damaged since it was written; redone from there")
+            self.tell(f"{writer.workspace}: {store.damaged[0]}{more}: damaged since it was written; redone from there")
         if store.num_bytes:
-            self._tell(f"{writer.destination}: continues at {self._percent(store.num_bytes)} %")
+            self.tell(f"{writer.destination}: continues at {self._percent(store.num_bytes)} %")
 
     def _begin_encoder(self, writer: ModelFolderWriter, store: slabs.SlabStore) -> None:
         folder = writer.workspace / METHOD_FOLDER
@@ -177,7 +181,7 @@ class _Conversion:
         if journal is None or _is_fault_of_the_source(error) or not self._holds_work(writer, journal):
             writer.discard()
         elif journal.is_read:
-            self._tell(
+            self.tell(
                 f"{writer.workspace}: {writer.work_bytes / (1 << 20):,.1f} MiB of work are kept; the same command "
                 f"continues at {self._percent(journal.num_bytes)} %, with --restart it begins anew"
             )
@@ -202,7 +206,11 @@ class _Conversion:
             for tensor in self.plan.tensors
         }
         return {
-            "quantizer": {**_quantizer(), "journal_version": JOURNAL_VERSION, "slab_bytes": slabs.SLAB_BYTES},
+            "quantizer": {
+                **code_identity(),
+                **{"format_version": FORMAT_VERSION, "journal_version": JOURNAL_VERSION},
+                "slab_bytes": slabs.SLAB_BYTES,
+            },
             "options": self._options,
             "sources": self._files.stamps,
             "tensors": tensors,
@@ -215,7 +223,7 @@ class _Conversion:
     def _details(self, quality: Mapping[str, object], sources: Mapping[str, object]) -> dict[str, object]:
         """Members of the metadata document beside those that the writer adds."""
         return {
-            "quantizer": {"version": _package_version(), "options": self._options},
+            "quantizer": {"version": package_version(), "options": self._options},
             "sources": dict(sources),
             "has_chat_template": self._checkpoint.has_chat_template,
             "bits_per_weight": round(self.plan.bits_per_weight, 4),
@@ -248,23 +256,3 @@ def _notices(checkpoint: Checkpoint) -> dict[str, bytes]:
     if not checkpoint.is_free_of_gemma_terms:
         own["NOTICE"] = own.get("NOTICE", b"") + GEMMA_NOTICE.encode("ascii")
     return own
-
-
-def _quantizer() -> dict[str, object]:
-    """What of cg-local the bytes of a tensor depend on: two versions in development may bear the same number."""
-    package, own = Path(packing.__file__).parent, Path(__file__).parent
-    sources = [
-        package / "packing.py",
-        package / "reference.py",
-        *sorted(package.glob("checkpoint/*.py")),
-        *sorted(own.glob("*.py")),
-    ]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
-    return {"version": _package_version(), "format_version": FORMAT_VERSION, "code_sha256": digest.hexdigest()}
-
-
-def _package_version() -> str:
-    try:
-        return version("cg-local")
-    except PackageNotFoundError:
-        return "unknown"

@@ -18,6 +18,8 @@ from cg_local.checkpoint import Checkpoint
 from cg_local.packing import TILE_ROWS
 from cg_local.quant.convert import usable_cores
 from cg_local.quant.encoder import Encoder
+from cg_local.quant.methods import prepared
+from cg_local.quant.options import Options
 from cg_local.quant.schemes import GAIN_FORMAT, QuantizationPlan, TensorPlan
 from cg_local.quant.slabs import block_bytes, rows_of
 
@@ -30,26 +32,30 @@ class Estimate:
     """What a conversion will take.
 
     Attributes:
+        plan: of the conversion.
         seconds: of wall time, without waiting for a disk that is slower than the threads.
         peak_bytes: most memory that this process had resident while the sample was at work, which is the conversion's
             own pattern; None where the system does not say.
         num_threads: that it is for.
     """
 
+    plan: QuantizationPlan
     seconds: float
     peak_bytes: int | None
     num_threads: int
 
 
-def measure(checkpoint: Checkpoint, plan: QuantizationPlan, encoder: Encoder, num_threads: int | None) -> Estimate:
-    """Encode some blocks of the largest matrix of each format in all threads, and hash some bytes.
+def measure(checkpoint: Checkpoint, options: Options, num_threads: int | None) -> Estimate:
+    """Choose the formats, encode some blocks of the largest matrix of each in all threads, and hash some bytes.
 
     Args:
         checkpoint: the source.
-        plan: of the conversion.
-        encoder: of the conversion; not one that is sequential, whose time goes elsewhere.
+        options: of the conversion; not a sequential method's, whose time goes elsewhere.
         num_threads: as for `quantize`.
     """
+    started = time.perf_counter()
+    plan, encoder = prepared(checkpoint, options)
+    preparing = time.perf_counter() - started  # the conversion will do the same again
     threads = num_threads or usable_cores()
     matrices: dict[str, list[TensorPlan]] = {}
     for tensor in plan.tensors:
@@ -59,7 +65,8 @@ def measure(checkpoint: Checkpoint, plan: QuantizationPlan, encoder: Encoder, nu
         seconds = sum(_encoding_seconds(encoder, tensors, threads, pool) for tensors in matrices.values())
     # The source once, what is written twice: for its slab and for its tensor.
     hashed_bytes = sum(path.stat().st_size for path in checkpoint.source_files) + 2 * plan.num_bytes
-    return Estimate(seconds + hashed_bytes * _hash_seconds() / threads, _peak_bytes(), threads)
+    seconds += preparing + hashed_bytes * _hash_seconds() / threads
+    return Estimate(plan, seconds, _peak_bytes(), threads)
 
 
 def _encoding_seconds(encoder: Encoder, tensors: Sequence[TensorPlan], threads: int, pool: ThreadPoolExecutor) -> float:

@@ -52,10 +52,12 @@ class Encoder(ABC):
             and work begun with others is not gone on with.
         is_sequential: a tensor is prepared only when all those before it are done. If not, `prepare` of one runs beside
             `encode` of the one before, and `done` is called late, but in order.
+        workspace_bytes: what its files in the `Workplace` take on the disk at most.
     """
 
     options: Mapping[str, object]
     is_sequential: bool = False
+    workspace_bytes: int = 0
 
     def begin(self, place: Workplace) -> None:  # noqa: B027 (most methods keep nothing)
         """Take note of where files of the method's own may lie."""

@@ -6,7 +6,7 @@ Owns the order of the computation; the arithmetic is `reference`'s. Invariant: t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -59,11 +59,30 @@ def final_states(
     Returns:
         float32 [num_tokens, hidden_size] for each sequence.
     """
-    config = source.config
     states = embedded(source, sequences)
-    longest = max(map(len, sequences), default=0)
-    cos, sin = rotary_table(np.arange(longest), config.head_dim, config.rope_theta)
-    for layer in range(config.num_layers):
+    advance(source, states, range(source.config.num_layers), observe=observe, on_layer=on_layer)
+    return normed(source, states)
+
+
+def advance(
+    source: RowSource,
+    states: list[Floats],
+    layers: Iterable[int],
+    *,
+    observe: Observe | None = None,
+    on_layer: OnLayer | None = None,
+) -> None:
+    """Bring the residual stream behind some layers, in place.
+
+    Args:
+        source: the weights.
+        states: the stream before the first of them, float32 [num_tokens, hidden_size] for each sequence.
+        layers: numbers of layers that follow each other.
+        observe, on_layer: as for `final_states`.
+    """
+    config = source.config
+    cos, sin = rotary_table(np.arange(max(map(len, states), default=0)), config.head_dim, config.rope_theta)
+    for layer in layers:
         held = _held(source, observe)
         for index, x in enumerate(states):
             states[index] = x + attention_branch(held, layer, x, cos[: len(x)], sin[: len(x)])
@@ -74,8 +93,12 @@ def final_states(
         held.tell()
         if on_layer is not None:
             on_layer(layer + 1, config.num_layers)
+
+
+def normed(source: RowSource, states: Sequence[Floats]) -> list[Floats]:
+    """Return the stream behind the last layer as the head sees it."""
     gain = source.tensor(FINAL_NORM)
-    return [rms_norm(x, gain, config.rms_norm_eps) for x in states]
+    return [rms_norm(x, gain, source.config.rms_norm_eps) for x in states]
 
 
 def head_name(source: TensorSource) -> str:

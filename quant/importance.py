@@ -1,7 +1,8 @@
 """What the inputs of each matrix look like on average: the statistics that `imp` rounds by, and the packs they come in.
 
 This file owns the statistics and their file. It runs no model (`calibration` does) and rounds nothing (`feedback`
-does). Invariant: a pack fits a checkpoint exactly when every matrix of it finds statistics of its width.
+does). Invariant: a pack fits a checkpoint exactly when it was made from the same weights, by their fingerprint, and
+every matrix finds statistics of its width.
 
 The mean product of a matrix's inputs, H, is kept as a diagonal and a few directions, H = diag(d) + V V'. The matrices
 that share an input share its statistics; those of the embedding describe the head's input.
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from cg_local.atomic_file import replace_file
-from cg_local.config import ModelConfig
+from cg_local.checkpoint import Checkpoint
 from cg_local.errors import QuantizeError
 from cg_local.model_folder import EMBEDDING, HEAD, matrix_shapes
+from cg_local.quant.fingerprint import fingerprint
 from cg_local.safetensors_file import SafetensorsFile
 
 Floats = NDArray[np.float32]
@@ -33,7 +35,7 @@ Doubles = NDArray[np.float64]
 
 FILE_NAME = "importance.safetensors"
 METADATA_KEY = "cg_local.importance"
-VERSION = 1
+VERSION = 2
 RANK = 32
 OVERSAMPLING = 8  # further directions that the iteration carries along, dropped at its end
 ITERATIONS = 4
@@ -131,11 +133,13 @@ class ImportancePack:
     Attributes:
         statistics: by name of the matrix, of those that share an input the first.
         sensitivities: by name of the matrix: nats of divergence for a relative output error of 1; may be empty.
+        weights: `fingerprint.fingerprint` of the weights that they were collected with.
         document: where they come from: texts, tokens, digests, licences.
     """
 
     statistics: Mapping[str, InputStatistics]
     sensitivities: Mapping[str, float]
+    weights: str
     document: Mapping[str, object]
 
     @cached_property
@@ -152,16 +156,18 @@ class ImportancePack:
         """Return the statistics of a matrix's input."""
         return self.statistics[input_name(name)]
 
-    def check(self, config: ModelConfig, place: str) -> None:
-        """Raise QuantizeError unless the pack has statistics of the right width for every matrix of a model."""
-        for name, shape in matrix_shapes(config, has_separate_head=False).items():
+    def misfit(self, checkpoint: Checkpoint) -> str | None:
+        """Say why the pack does not belong to these weights; None: it does."""
+        for name, shape in matrix_shapes(checkpoint.config, has_separate_head=False).items():
             found = self.statistics.get(input_name(name))
             width = None if found is None else len(found.diagonal)
             if width != shape[1]:
-                raise QuantizeError(
-                    f"{place}: statistics of {width or 'no'} inputs for {name}, {shape[1]} needed; it was made for "
-                    "another model: make one with `cg-local calibrate`, or pass --method fast"
+                return (
+                    f"it was made for another model: statistics of {width or 'no'} inputs for {name}, {shape[1]} needed"
                 )
+        if self.weights != fingerprint(checkpoint):
+            return "it was made for other weights of the same shape (another training or fine-tune)"
+        return None
 
     def save(self, path: Path) -> None:
         """Write the pack to a file, whole or not at all.
@@ -172,7 +178,8 @@ class ImportancePack:
         arrays: dict[str, Floats] = {}
         for name, found in self.statistics.items():
             arrays |= {f"{name}.diagonal": found.diagonal, f"{name}.directions": found.directions}
-        told = {"version": VERSION, "sensitivities": dict(self.sensitivities), **self.document}
+        own = {"version": VERSION, "weights": self.weights, "sensitivities": dict(self.sensitivities)}
+        told = {**own, **self.document}
         replace_file(path, save(arrays, {METADATA_KEY: json.dumps(told)}))
 
     @classmethod
@@ -193,8 +200,8 @@ class ImportancePack:
         for name, found in statistics.items():
             if len(found.diagonal) != len(found.directions):
                 raise QuantizeError(f"{path}: {name}.directions holds no statistics; {_REMEDY}")
-        sensitivities = told.pop("sensitivities")
-        return cls(statistics, sensitivities, told)
+        sensitivities, weights = told.pop("sensitivities"), told.pop("weights")
+        return cls(statistics, sensitivities, weights, told)
 
 
 def _metadata(file: SafetensorsFile) -> dict[str, Any]:
@@ -211,7 +218,8 @@ def _metadata(file: SafetensorsFile) -> dict[str, Any]:
     if version != VERSION:
         raise QuantizeError(f"{file.path}: an importance pack of version {version}, {VERSION} is read; {_REMEDY}")
     sensitivities = told.get("sensitivities")
-    if not isinstance(sensitivities, dict) or not all(map(_is_sensitivity, sensitivities.values())):
+    is_sound = isinstance(sensitivities, dict) and all(map(_is_sensitivity, sensitivities.values()))
+    if not is_sound or not isinstance(told.get("weights"), str):
         raise QuantizeError(f"{file.path}: not an importance pack; {_REMEDY}")
     return dict(told)
 

@@ -1,8 +1,8 @@
-"""What a run leaves for the next one: the plan it follows, and a journal of the slabs that are on the disk.
+"""What a run leaves for the next one beside its plan (`work_plan`): a journal of the slabs that are on the disk.
 
-This file owns these two files, whether a plan can be gone on with, and what the journal says. It neither writes nor
-reads weights. Invariant: a line joins the journal only after the bytes that it tells of are on the disk, and is itself
-on the disk before `add` returns; what a killed run left of an unfinished line is cut off, never believed.
+This file owns the journal and what it says. It neither writes nor reads weights. Invariant: a line joins the journal
+only after the bytes that it tells of are on the disk, and is itself on the disk before `add` returns; what a killed run
+left of an unfinished line is cut off, never believed.
 
 A line is eight digits of the CRC-32 of the rest, a space, and a JSON object. The first names the plan by its digest;
 the others are the digest of a source file, or a slab: the rows of a tensor, the bytes they take in each part of the
@@ -22,15 +22,10 @@ from pathlib import Path
 from types import TracebackType
 
 from cg_local.errors import QuantizeError
+from cg_local.quant.work_plan import WorkPlan
 
-PLAN_FILE, JOURNAL_FILE = "plan.json", "journal"
+JOURNAL_FILE = "journal"
 CHECK_DIGITS = 8
-# What it means that a member of the plan differs.
-OBSTACLES: Mapping[str, str] = {
-    "quantizer": "another version of cg-local began it",
-    "options": "it was begun with other options",
-    "sources": "the published weights changed since",
-}
 
 
 @dataclass(frozen=True)
@@ -96,11 +91,10 @@ class Journal:
         """Take note of the plan; nothing is touched.
 
         Args:
-            workspace: folder of the two files.
-            plan: everything that the bytes of the result depend on, JSON values; members as in OBSTACLES, and others.
+            workspace: folder of plan and journal.
+            plan: as for `work_plan.WorkPlan`.
         """
-        self._plan_path, self._path = workspace / PLAN_FILE, workspace / JOURNAL_FILE
-        self._plan = json.dumps(plan, indent=1).encode("ascii") + b"\n"
+        self._plan, self._path = WorkPlan(workspace, plan), workspace / JOURNAL_FILE
         self._descriptor = -1
         self.slabs, self.source_digests, self.damage = {}, {}, None
         self.is_read = False
@@ -113,20 +107,7 @@ class Journal:
 
     def obstacle(self) -> str | None:
         """Say why the work in the workspace cannot be gone on with; None: it can, or there is none."""
-        try:
-            found = self._plan_path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as cause:
-            return f"its plan cannot be read: {cause.strerror}"
-        if found == self._plan:
-            return None
-        try:
-            theirs, ours = json.loads(found), json.loads(self._plan)
-            differing = next(key for key in ours if theirs[key] != ours[key])
-        except (ValueError, LookupError, TypeError, RecursionError, StopIteration):
-            return "its plan is damaged"
-        return OBSTACLES.get(differing, "its tensors lie elsewhere")
+        return self._plan.obstacle()
 
     def __enter__(self) -> Journal:
         """Write the plan where there is none yet, and read the journal.
@@ -136,8 +117,7 @@ class Journal:
         """
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
-            if not self._plan_path.exists():
-                self._write_plan()
+            self._plan.write()
             self._descriptor = os.open(self._path, flags, 0o644)
             self._read()
             self.is_read = True
@@ -171,20 +151,11 @@ class Journal:
         self._append({"source": name, "sha256": sha256})
         self.source_digests[name] = sha256
 
-    def _write_plan(self) -> None:
-        """Write the plan beside its place first: under its name it is whole."""
-        new = self._plan_path.with_suffix(".new")
-        with new.open("wb") as file:
-            file.write(self._plan)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._plan_path)
-
     def _read(self) -> None:
         """Take every line up to the first that is not sound, and cut the file there."""
         # A killed run leaves the beginning of one line at most: what stands behind the last end of a line.
         *lines, _ = self._path.read_bytes().split(b"\n")
-        plan_digest, end = {"plan": hashlib.sha256(self._plan).hexdigest()}, 0
+        plan_digest, end = {"plan": hashlib.sha256(self._plan.data).hexdigest()}, 0
         for number, line in enumerate(lines):
             document = _parsed(line)
             is_sound = document == plan_digest if number == 0 else document is not None and self._understand(document)

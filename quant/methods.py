@@ -6,6 +6,8 @@ source and the options alone; a plan by a scheme loads no Numba.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cg_local.checkpoint import Checkpoint
@@ -18,6 +20,9 @@ from cg_local.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from cg_local.quant.encoder import Encoder
 
+# gptq keeps the float32 stream of all tokens before and behind half of a layer, and writes the next beside them.
+STREAM_FILES = 3
+
 
 def planned(checkpoint: Checkpoint, options: Options) -> QuantizationPlan:
     """Choose the formats.
@@ -26,7 +31,7 @@ def planned(checkpoint: Checkpoint, options: Options) -> QuantizationPlan:
         QuantizeError: unknown scheme or method, no pack where one is needed, one of another model, or fewer bits than
             any format has.
     """
-    return _plan(checkpoint, options, _find_pack(checkpoint, options))
+    return _plan(checkpoint, options, *_find_pack(checkpoint, options))
 
 
 def prepared(checkpoint: Checkpoint, options: Options) -> tuple[QuantizationPlan, Encoder]:
@@ -36,8 +41,9 @@ def prepared(checkpoint: Checkpoint, options: Options) -> tuple[QuantizationPlan
         QuantizeError: as by `planned`.
         CorpusError: the texts cannot be read, or are too few.
     """
-    pack = _find_pack(checkpoint, options)
-    return _plan(checkpoint, options, pack), _encoder(checkpoint, options, pack)
+    pack, notices = _find_pack(checkpoint, options)
+    plan = _plan(checkpoint, options, pack, notices)
+    return plan, _encoder(checkpoint, options, pack) if _rounds(plan) else _copying(checkpoint)
 
 
 def required_tokenizer(checkpoint: Checkpoint) -> bytes:
@@ -64,12 +70,29 @@ def published_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_bytes(required_tokenizer(checkpoint), str(checkpoint.path))
 
 
-def _plan(checkpoint: Checkpoint, options: Options, pack: ImportancePack | None) -> QuantizationPlan:
+def _plan(
+    checkpoint: Checkpoint, options: Options, pack: ImportancePack | None, notices: Sequence[str]
+) -> QuantizationPlan:
     if options.bits_per_weight is None:
-        return plan_checkpoint(checkpoint, options.scheme)
-    from cg_local.quant.budget import plan_budget
+        plan = plan_checkpoint(checkpoint, options.scheme)
+    else:
+        from cg_local.quant.budget import plan_budget
 
-    return plan_budget(checkpoint, options.bits_per_weight, pack)
+        plan = plan_budget(checkpoint, options.bits_per_weight, pack)
+    return replace(plan, notices=(*plan.notices, *notices))
+
+
+def _rounds(plan: QuantizationPlan) -> bool:
+    return any(format != "bf16" for format in plan.formats.values())
+
+
+def _copying(checkpoint: Checkpoint) -> Encoder:
+    """Return what takes weights over as they are: by no method."""
+    from cg_local.quant.encoder import SearchEncoder
+
+    encoder = SearchEncoder(checkpoint)
+    encoder.options = {}
+    return encoder
 
 
 def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | None) -> Encoder:
@@ -85,29 +108,45 @@ def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | No
             num_tokens=options.calibration_tokens,
             window_tokens=options.window_tokens,
         )
-        return GptqEncoder(checkpoint, corpus)
+        encoder = GptqEncoder(checkpoint, corpus)
+        encoder.workspace_bytes = STREAM_FILES * 4 * corpus.num_tokens * checkpoint.config.hidden_size
+        return encoder
     return SearchEncoder(checkpoint) if pack is None else ImportanceEncoder(checkpoint, pack)
 
 
-def _find_pack(checkpoint: Checkpoint, options: Options) -> ImportancePack | None:
-    """Return the pack that the method takes; None where it takes none."""
+def _find_pack(checkpoint: Checkpoint, options: Options) -> tuple[ImportancePack | None, Sequence[str]]:
+    """Return the pack that the method takes, None where it takes none, and what a user should be told about it.
+
+    Raises:
+        QuantizeError: unknown method, or a pack that is needed is missing, damaged or of other weights.
+    """
     if options.method not in (None, *METHODS):
         raise QuantizeError(f"unknown method {options.method!r}; known are {', '.join(METHODS)}")
     if options.method == "fast":
         if options.importance is not None:
             raise QuantizeError("the method fast rounds without an importance pack; leave one of the two out")
-        return None
+        return None, ()
+    if options.scheme == "bf16" and options.bits_per_weight is None:
+        return None, ()  # it rounds by nothing
     if options.method == "gptq" and options.bits_per_weight is None:
-        return None  # its rounding follows the texts, its formats the scheme
+        return None, ()  # its rounding follows the texts, its formats the scheme
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     path = options.importance or folder / FILE_NAME
+    is_wanted = options.importance is not None or options.method == "imp"
+    if not is_wanted and not path.exists():
+        return None, ()
     if options.importance is None and not path.exists():
-        if options.method == "imp":
-            raise QuantizeError(
-                f"{path}: no such file; make it with `cg-local calibrate`, name one with --importance, or pass "
-                "--method fast"
-            )
-        return None
+        raise QuantizeError(
+            f"{path}: no such file; make it with `cg-local calibrate`, name one with --importance, or pass "
+            "--method fast"
+        )
     pack = ImportancePack.load(path)
-    pack.check(checkpoint.config, str(path))
-    return pack
+    misfit = pack.misfit(checkpoint)
+    if misfit is None:
+        return pack, ()
+    if is_wanted:
+        raise QuantizeError(
+            f"{path}: {misfit}; make one of {checkpoint.path} with `cg-local calibrate`, or pass --method fast"
+        )
+    # Nobody asked for it: it lies there, as in a folder that was copied for a fine-tune.
+    return None, (f"{path}: left aside: {misfit}; `cg-local calibrate` makes one of these weights",)

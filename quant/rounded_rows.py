@@ -6,6 +6,9 @@ values are those that a model folder with these rows would hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,13 +19,36 @@ from cg_local.quant.importance import InputStatistics
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How the rows of one matrix are rounded.
+
+    Attributes:
+        format: of packing.FORMATS.
+        book: codebook of the matrix, where the format has one.
+        guide: what is known of the inputs; None: nothing.
+    """
+
+    format: str
+    book: NDArray[np.int64] | None
+    guide: Guide | None
+
+    @classmethod
+    def learned(cls, format: str, sample: Floats, guide: Guide | None) -> Rounding:
+        """Learn the codebook from rows of the matrix, float32 [rows, columns]."""
+        return cls(format, learn_codebook(sample, format, guide) if format in CODEBOOK_SIZES else None, guide)
+
+    def of(self, x: Floats) -> Floats:
+        """Return rows after quantization, float32 [rows, columns]; each row's values depend on this row alone."""
+        parts = dict(encode_rows(self.format, x, self.book, self.guide).parts)
+        if self.book is not None:
+            parts["codebook"] = pack_codebook(self.book)
+        return dequantize(PackedMatrix(self.format, (len(x), x.shape[1]), parts))
+
+
 def rounded(format: str, x: Floats, guide: Guide | None) -> Floats:
     """Return rows after quantization to a format, float32 [rows, columns]; the codebook is learned from the rows."""
-    book = learn_codebook(x, format, guide) if format in CODEBOOK_SIZES else None
-    parts = dict(encode_rows(format, x, book, guide).parts)
-    if book is not None:
-        parts["codebook"] = pack_codebook(book)
-    return dequantize(PackedMatrix(format, (len(x), x.shape[1]), parts))
+    return Rounding.learned(format, x, guide).of(x)
 
 
 def relative_error(x: Floats, y: Floats, statistics: InputStatistics | None) -> float:
@@ -32,8 +58,16 @@ def relative_error(x: Floats, y: Floats, statistics: InputStatistics | None) -> 
         x, y: float32 [rows, columns].
         statistics: of the inputs; None: uncorrelated ones of the same size.
     """
-    energy = _output_squares(x.astype(np.float64), statistics)
-    return _output_squares(y.astype(np.float64) - x, statistics) / energy if energy else 0.0
+    return relative_errors([(x, y)], statistics)
+
+
+def relative_errors(pieces: Iterable[tuple[Floats, Floats]], statistics: InputStatistics | None) -> float:
+    """Return `relative_error` of a matrix that comes in pieces: rows x and what they are rounded to."""
+    error, energy = 0.0, 0.0
+    for x, y in pieces:
+        energy += _output_squares(x.astype(np.float64), statistics)
+        error += _output_squares(y.astype(np.float64) - x, statistics)
+    return error / energy if energy else 0.0
 
 
 def _output_squares(rows: NDArray[np.float64], statistics: InputStatistics | None) -> float:

@@ -233,3 +233,15 @@ def test_new_file_gets_folders_and_the_mode_asked_for(tmp_path: Path) -> None:
     replace_file(path, NEW, 0o600)
     assert path.read_bytes() == NEW
     assert os.name == "nt" or stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_full_disk_is_told_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        SettingsError, match=r"new: cannot be written \(No space left on device\); make room on the disk"
+    ):
+        replace_file(tmp_path / "new", b"content")
+    assert list(tmp_path.iterdir()) == []

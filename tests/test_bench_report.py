@@ -172,7 +172,7 @@ def test_plot_refuses_other_files_and_names_the_missing_package(
     with pytest.raises(BenchmarkError, match=r"\.png, \.svg"):
         plot.check_plot(tmp_path / "plot.doc")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BenchmarkError, match="pip install matplotlib"):
+    with pytest.raises(BenchmarkError, match=r"pip install 'cg-local\[bench\]'"):
         plot.check_plot(tmp_path / "plot.png")
 
 

@@ -84,8 +84,12 @@ def test_markdown_has_a_row_for_each_model_by_size(table: ModuleType) -> None:
     lines = text.splitlines()
     assert "16,400 held-out" in text
     ratio_text = "0.50 (0.45 to 0.55) x q4_k_m at 0.50 x its bytes"
-    assert lines[-2] == f"| **nano-q4** | 1.00 | 4.50 | 0.0123 ± 0.0012 | - | 95.0% | {ratio_text} |"
-    assert lines[-1] == "| llama.cpp q4_k_m | 2.00 | 4.50 | 0.0200 ± 0.0020 | - | 95.0% |  |"
+    assert lines[-5] == f"| **nano-q4** | 1.00 | 4.50 | 0.0123 ± 0.0012 | - | 95.0% | {ratio_text} |"
+    assert lines[-4] == "| llama.cpp q4_k_m | 2.00 | 4.50 | 0.0200 ± 0.0020 | - | 95.0% |  |"
+    assert lines[-2] == "Bytes at equal KL over llama.cpp's files without imatrix, format-only: none in their range."
+    peers = model("q4_0", "GGUF", 1000, 0.04), model("q6_k", "GGUF", 2000, 0.01)
+    within = table.markdown(document(*peers, model("nano-q4", "model folder", 1200, math.sqrt(0.04 * 0.01))))
+    assert "files without imatrix, format-only: nano-q4 0.80." in within
 
 
 def end_to_end(kv_dtype: str, kl: float, **more: Any) -> dict[str, Any]:

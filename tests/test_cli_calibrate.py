@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +16,12 @@ from command_line import Inside
 from toy_models import write_toy_checkpoint
 
 from cg_local.checkpoint import open_checkpoint
+from cg_local.cli.published import progress_bar
 from cg_local.model_folder import matrix_shapes
 from cg_local.quant.calibration import importance_of, sensitivities_of
+from cg_local.quant.calibration_work import CalibrationWork
 from cg_local.quant.corpora import Corpus, calibration_corpus
+from cg_local.quant.fingerprint import fingerprint
 from cg_local.quant.importance import FILE_NAME, ImportancePack
 from cg_local.tokenizer import Tokenizer
 
@@ -77,6 +83,7 @@ def test_output_sensitivities_and_document(inside: Inside, home: Path, monkeypat
     told = json.loads(done.stdout)
     pack = ImportancePack.load(home / "pack.safetensors")
     assert Path(told.pop("file")) == Path("pack.safetensors")
+    assert told.pop("weights") == pack.weights == fingerprint(open_checkpoint(home / "toy"))
     assert told.pop("sensitivities") == pack.sensitivities
     assert told == pack.document
     checkpoint = open_checkpoint(home / "toy")
@@ -133,7 +140,46 @@ def test_packs_of_embedded_models_and_missing_folders_are_left_alone(inside: Ins
     assert (
         own.stderr == b"cg-local: error: nano belongs to the package, which is not changed; name a file with --output\n"
     )
+    folder = inside.run("calibrate", "toy", "-o", "texts", "--overwrite", *SIZES, home=home)
+    assert folder.stderr == b"cg-local: error: texts: is a folder, a device or a pipe; name a file with --output\n"
     missing = inside.run("calibrate", "toy", "-o", "nowhere/pack", *SIZES, home=home)
     assert missing.returncode == 1
     assert missing.stderr == b"cg-local: error: nowhere: no such folder; make it or choose another file\n"
     assert not (home / "nowhere").exists()
+
+
+def test_interrupted_run_is_continued_or_begun_anew(
+    inside: Inside, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = CalibrationWork.keep_layer
+
+    def interrupting(work: CalibrationWork, *arguments: Any) -> None:
+        keep(work, *arguments)
+        raise KeyboardInterrupt
+
+    for option in ((), ("--restart",)):
+        with monkeypatch.context() as patch:
+            patch.setattr(CalibrationWork, "keep_layer", interrupting)
+            stopped = inside.run("calibrate", "toy", *SIZES, "--overwrite", home=home)
+        assert (stopped.returncode, stopped.stdout) == (130, b"")
+        kept = f".{FILE_NAME}.partial: the work so far is kept; the same command continues it, with --restart it begins"
+        assert kept in stopped.stderr.decode()
+        done = inside.run("calibrate", "toy", *SIZES, "--overwrite", *option, home=home)
+        assert done.returncode == 0
+        assert done.stderr.decode().endswith("" if option else f"{FILE_NAME}: continues behind layer 1\n")
+        assert sorted(path.name for path in (home / "toy").iterdir() if path.name.startswith(".")) == []
+
+
+def test_bar_counts_layers_and_matrices_not_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar(counts_bytes=False) as on_step:
+        assert on_step is not None
+        on_step(1, 18, "layer 1 of 18")
+        on_step(3, 127, "matrix 3 of 127")
+    shown = terminal.getvalue()
+    assert " 3/127" in shown
+    assert "matrix 3 of 127" in shown
+    assert "bytes" not in shown

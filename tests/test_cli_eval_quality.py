@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import Inside
 
+from cg_local.cli.eval_quality import with_baseline
+
 SHORT = ("--tokens", "500", "--window", "64")
 
 
@@ -48,6 +50,18 @@ def test_models_are_compared_and_everything_is_written(
     again = inside.run("eval", "quality", source, q8, *SHORT, "--states", "states.npz", "--json", home=tmp_path)
     found = json.loads(again.stdout)
     assert found["models"][0]["comparisons"][0]["groups"] == document["models"][0]["comparisons"][0]["groups"]
+
+
+def test_baseline_in_another_spelling_is_the_model_that_is_there(
+    tmp_path: Path, toy_folder: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q4 = toy_folder("mqa", "q4")
+    (tmp_path / "link").symlink_to(q4)
+    monkeypatch.chdir(tmp_path)
+    for other in (f"{q4}/", f"{q4.parent}/./{q4.name}", "link"):
+        assert with_baseline(["nano", str(q4)], other) == (["nano", str(q4)], 1)
+    assert with_baseline([str(q4)], "nano") == ([str(q4), "nano"], 1)
+    assert with_baseline([str(q4)], None) == ([str(q4)], None)
 
 
 def test_embedded_name_is_a_reference_and_a_model(inside: Inside, tmp_path: Path) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Inside
+from test_quant_importance import toy_pack
+from toy_models import write_toy_checkpoint, write_toy_texts
 
+from cg_local.checkpoint import open_checkpoint
 from cg_local.cli.quantize_conflicts import conflict
 from cg_local.errors import QuantizeError
 from cg_local.model_folder import METADATA_KEY, open_model_folder
 from cg_local.models import embedded_checkpoint
+from cg_local.quant import Options, budget, dry_run, encoder, plan
 from cg_local.quant.corpora import calibration_corpus
 from cg_local.quant.dry_run import Estimate
+from cg_local.quant.fingerprint import fingerprint
+from cg_local.quant.importance import FILE_NAME
 from cg_local.quant.journal import Journal, Slab
+from cg_local.quant.schemes import QuantizationPlan
 from cg_local.safetensors_file import SafetensorsFile
 from cg_local.tokenizer import Tokenizer
 
@@ -57,6 +66,39 @@ def test_dry_run_prints_the_plan_and_writes_nothing(inside: Inside, tmp_path: Pa
     ]
     assert re.fullmatch(r"about \d+ s on 2 threads(, at most \d+\.\d [MG]iB of memory)?", estimate)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_chooses_formats_once_and_counts_the_time_of_it(
+    inside: Inside, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, choose = list[float](), budget.plan_budget
+
+    def slow(*arguments: Any) -> QuantizationPlan:
+        calls.append(1)
+        time.sleep(0.2)
+        return choose(*arguments)
+
+    monkeypatch.setattr(encoder, "SAMPLE_GROUPS", 128)
+    monkeypatch.setattr(budget, "plan_budget", slow)
+    monkeypatch.setattr(dry_run, "_encoding_seconds", lambda *arguments: 0.0)
+    done = inside.run("quantize", source, "out", "--dry-run", "--bits-per-weight", "5", home=tmp_path)
+    assert (done.returncode, len(calls)) == (0, 1)
+    options = Options(bits_per_weight=5.0)
+    assert dry_run.measure(open_checkpoint(source), options, 1).seconds > 0.2
+
+
+def test_existing_destination_is_refused_before_formats_are_chosen(
+    inside: Inside, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(budget, "plan_budget")
+    (tmp_path / "out").mkdir()
+    for option, reason in (((), "exists; choose another"), (("--overwrite",), "not a sound model folder, so it stays")):
+        done = inside.run("quantize", source, "out", "--bits-per-weight", "5", *option, home=tmp_path)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert reason in done.stderr.decode()
+    (tmp_path / "file").write_text("")
+    below = inside.run("quantize", source, "file/new/out", "--bits-per-weight", "5", home=tmp_path)
+    assert below.stderr.decode().endswith("file is no folder that you may write in; choose another place\n")
 
 
 def test_existing_destination_is_refused_unless_told(inside: Inside, tmp_path: Path, source: str) -> None:
@@ -107,7 +149,7 @@ def test_interrupted_run_says_where_the_work_lies_and_the_same_command_continues
 def test_times_are_rounded_for_a_reader(
     inside: Inside, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch, seconds: float, text: str
 ) -> None:
-    monkeypatch.setattr("cg_local.quant.estimate", lambda *args, **options: Estimate(seconds, None, 1))
+    monkeypatch.setattr("cg_local.quant.estimate", lambda *args, **options: Estimate(plan(source), seconds, None, 1))
     done = inside.run("quantize", source, "out", "--dry-run", home=tmp_path)
     assert done.stdout.decode().endswith(f"\nabout {text} on 1 thread\n")
 
@@ -128,12 +170,7 @@ def test_embedded_name_can_be_quantized(inside: Inside, tmp_path: Path) -> None:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(40):
-        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
-        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
-    return folder
+    return write_toy_texts(tmp_path / "texts")
 
 
 def options_of(folder: Path) -> dict[str, object]:
@@ -154,7 +191,9 @@ def test_gptq_reads_the_texts_it_is_given(inside: Inside, tmp_path: Path, source
     assert options_of(tmp_path / "out") == expected
     dry = inside.run("quantize", source, "dry", "--method", "gptq", *sizes, "--dry-run", home=tmp_path)
     assert (dry.returncode, dry.stderr) == (0, b"")
-    assert dry.stdout.decode().splitlines()[-1].startswith("q4 ")
+    *_, total, estimate = dry.stdout.decode().splitlines()
+    assert total.startswith("q4 ")
+    assert estimate.startswith("time and memory of gptq are not estimated: ")
     few = inside.run("quantize", source, "few", "--method", "gptq", *sizes[:2], "--tokens", "99999", home=tmp_path)
     assert (few.returncode, few.stdout, few.stderr.count(b"\n")) == (1, b"", 1)
     assert b"99,999 are needed; name more files, or ask for fewer tokens" in few.stderr
@@ -209,3 +248,14 @@ def test_every_other_pair_of_options_goes_together() -> None:
     assert conflict(["scheme", "importance"], None, "q4s") is None
     assert conflict(["scheme", "dry_run"], None, "bf16") is None
     assert conflict([], None, "q4") is None
+
+
+def test_a_pack_of_other_weights_is_told_once(inside: Inside, tmp_path: Path, source: str) -> None:
+    copied = write_toy_checkpoint(tmp_path / "copied", seed=1, has_tokenizer=True)
+    toy_pack(weights=fingerprint(open_checkpoint(source))).save(copied / FILE_NAME)
+    for option in ("--verify", "--dry-run"):
+        done = inside.run("quantize", "copied", "out", option, "--scheme", "q8", home=tmp_path)
+        assert done.returncode == 0
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"cg-local: {Path('copied', FILE_NAME)}: left aside: it was made for other weights of ")
+    assert options_of(tmp_path / "out")["method"] == "fast"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +17,16 @@ from toy_models import MQA, toy_weights, write_toy_checkpoint
 from cg_local import reference
 from cg_local.checkpoint import Checkpoint, open_checkpoint
 from cg_local.config import ModelConfig
+from cg_local.errors import CapacityError, QuantizeError
 from cg_local.model_folder import EMBEDDING, matrix_shapes
-from cg_local.quant.calibration import PROBE, importance_of, sensitivities_of
+from cg_local.quant import calibration, encoder
+from cg_local.quant.calibration import PROBE, calibrate, importance_of, needed_bytes, sensitivities_of
+from cg_local.quant.calibration_work import PACK_FILE, STREAM_FILE
 from cg_local.quant.corpora import Corpus
 from cg_local.quant.corpus_windows import Window
 from cg_local.quant.encoder import guide_by
-from cg_local.quant.importance import InputStatistics, input_name
-from cg_local.quant.rounded_rows import relative_error, rounded
+from cg_local.quant.importance import ImportancePack, InputStatistics, input_name
+from cg_local.quant.rounded_rows import Rounding, relative_error, rounded
 
 Floats = NDArray[np.float32]
 SEQUENCES = [[2, 5, 9, 700, 9, 12, 13, 400], [2, 400, 401, 402, 2, 767], [2, 30, 31]]
@@ -64,7 +71,7 @@ def test_importance_is_the_statistics_of_what_the_reference_multiplies_with(
     sources = ["config.json", "model.safetensors", "tokenizer.model"]
     assert pack.document == {"corpus": CORPUS.document(), "sources": sources}
     assert steps == [(1, 2), (2, 2)]
-    pack.check(checkpoint.config, "pack")
+    assert pack.misfit(checkpoint) is None
 
 
 def kl_by_hand(checkpoint: Checkpoint, name: str, values: Floats) -> float:
@@ -114,3 +121,123 @@ def test_relative_error_without_statistics_counts_all_columns_alike() -> None:
     expected = ((y.astype(np.float64) - x) ** 2).sum() / (x.astype(np.float64) ** 2).sum()
     assert relative_error(x, y, None) == pytest.approx(expected, rel=1e-12)
     assert relative_error(np.zeros_like(x), y, None) == 0.0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A toy of two small layers, whose codebooks are learned from a few rows."""
+    values = {**MQA, "intermediate_size": 256, "num_attention_heads": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "SAMPLE_GROUPS", 128)
+        yield write_toy_checkpoint(tmp_path_factory.mktemp("small") / "toy", values)
+
+
+SHORT = Corpus(CORPUS.windows[2:], ())
+
+
+def calibrated(
+    source: Path, destination: Path, stop: str | None = None, probes: Corpus | None = SHORT, **options: Any
+) -> tuple[bytes, list[str]]:
+    """Make a pack, interrupted at a step's name; returns its bytes and what was said."""
+    said, checkpoint = list[str](), open_checkpoint(source)
+
+    def on_step(done: int, total: int, what: str) -> None:
+        if what == stop:
+            raise KeyboardInterrupt
+
+    if stop is None:
+        calibrate(checkpoint, destination, CORPUS, probes, on_step=on_step, on_notice=said.append, **options)
+        return destination.read_bytes(), said
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(checkpoint, destination, CORPUS, probes, on_step=on_step, on_notice=said.append, **options)
+    return b"", said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The pack of a calibration that nothing interrupted."""
+    path = tmp_path_factory.mktemp("pack") / "pack"
+    data, said = calibrated(small, path)
+    checkpoint = open_checkpoint(small)
+    pack = importance_of(checkpoint, CORPUS)
+    expected = replace(pack, sensitivities=sensitivities_of(checkpoint, SHORT, pack))
+    assert ImportancePack.load(path).digest == expected.digest
+    assert (said, [entry.name for entry in path.parent.iterdir()]) == ([], ["pack"])
+    return data
+
+
+@pytest.mark.parametrize(
+    ("stop", "continued"),
+    [
+        ("layer 1 of 2", "continues behind layer 1"),
+        ("layer 2 of 2", "continues behind layer 2"),
+        ("matrix 1 of 15", "continues behind the last layer with 1 sensitivities known"),
+        ("matrix 15 of 15", "continues behind the last layer with 15 sensitivities known"),
+    ],
+)
+def test_interrupted_calibration_is_continued_to_the_same_pack(
+    small: Path, tmp_path: Path, undisturbed: bytes, stop: str, continued: str
+) -> None:
+    path = tmp_path / "pack"
+    _, said = calibrated(small, path, stop)
+    kept = "the work so far is kept; the same command continues it, with --restart it begins anew"
+    assert said == [f"{tmp_path / '.pack.partial'}: {kept}"]
+    assert not path.exists()
+    again, said = calibrated(small, path)
+    assert said == [f"{path}: {continued}"]
+    assert again == undisturbed
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pack"]
+
+
+def test_work_that_does_not_fit_or_is_damaged_is_begun_anew(small: Path, tmp_path: Path) -> None:
+    path, workspace = tmp_path / "pack", tmp_path / ".pack.partial"
+    expected, _ = calibrated(small, path, probes=None)
+    calibrated(small, path, "matrix 1 of 15")
+    assert calibrated(small, path, probes=None) == (
+        expected,
+        [f"{workspace}: unfinished work cannot be continued (it was begun with sensitivities); it is begun anew"],
+    )
+    for damaged in (PACK_FILE, STREAM_FILE):
+        calibrated(small, path, "layer 1 of 2", None)
+        data = bytearray((workspace / damaged).read_bytes())
+        data[-1] ^= 1
+        (workspace / damaged).write_bytes(data)
+        assert calibrated(small, path, probes=None) == (expected, [])
+    calibrated(small, path, "layer 1 of 2", None)
+    assert calibrated(small, path, probes=None, restart=True) == (expected, [])
+
+
+def test_a_failure_before_the_first_layer_leaves_nothing(tmp_path: Path) -> None:
+    weights = toy_weights(ModelConfig.from_dict(MQA, "toy"))
+    weights["model.layers.0.input_layernorm.weight"][:] = 3e38
+    source = write_toy_checkpoint(tmp_path / "source", MQA, weights=weights, dtype="F32")
+    with np.errstate(all="ignore"), pytest.raises(QuantizeError, match="not finite"):
+        calibrate(open_checkpoint(source), tmp_path / "pack", CORPUS)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_too_little_memory_or_disk_is_told_before_anything_is_computed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(small)
+    needed = needed_bytes(checkpoint.config, CORPUS)
+    monkeypatch.setattr(calibration, "available_bytes", lambda: needed - 1)
+    with pytest.raises(CapacityError, match=r"calibration on 17 tokens needs .* are free; ask for fewer --tokens, or"):
+        calibrate(checkpoint, tmp_path / "pack", CORPUS)
+    monkeypatch.setattr(calibration, "available_bytes", lambda: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(QuantizeError, match=r"1,000 bytes free, [0-9,]+ needed; make room or choose another disk"):
+        calibrate(checkpoint, tmp_path / "pack", CORPUS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probed_matrix_is_rounded_a_few_rows_at_a_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, sizes = open_checkpoint(small), list[int]()
+    pack = importance_of(checkpoint, SHORT)
+    expected = sensitivities_of(checkpoint, SHORT, pack)
+    of = Rounding.of
+    monkeypatch.setattr(calibration, "PIECE_BYTES", 4 * 256 * 50)  # pieces that end inside of a tile
+    monkeypatch.setattr(Rounding, "of", lambda rounding, x: sizes.append(x.nbytes) or of(rounding, x))
+    found = sensitivities_of(checkpoint, SHORT, pack)
+    assert max(sizes) == calibration.PIECE_BYTES
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from toy_models import MHA, MQA
+from toy_models import MHA, MQA, write_toy_checkpoint
 
+from cg_local.checkpoint import open_checkpoint
 from cg_local.config import ModelConfig
 from cg_local.errors import QuantizeError
 from cg_local.model_folder import EMBEDDING, HEAD, matrix_shapes
+from cg_local.quant.fingerprint import fingerprint
 from cg_local.quant.importance import (
     CAPPED_SHARE,
     METADATA_KEY,
@@ -142,15 +144,16 @@ def test_head_shares_the_embeddings_statistics() -> None:
     assert input_name(HEAD) == input_name(EMBEDDING) == EMBEDDING
 
 
-def toy_pack(values: Mapping[str, object] = MQA, seed: int = 0) -> ImportancePack:
-    """A pack of chance for a toy model."""
+def toy_pack(values: Mapping[str, object] = MQA, seed: int = 0, weights: str = "0" * 64) -> ImportancePack:
+    """A pack of chance for a toy model, whose weights have this fingerprint."""
     rng, statistics = np.random.default_rng(seed), {}
     for name, (_, columns) in matrix_shapes(ModelConfig.from_dict(values, "toy"), has_separate_head=False).items():
         if input_name(name) == name:
             diagonal = np.exp(rng.standard_normal(columns)).astype(np.float32)
             directions = rng.standard_normal((columns, RANK)).astype(np.float32)
             statistics[name] = InputStatistics(diagonal, directions)
-    return ImportancePack(statistics, {EMBEDDING: 9.5, f"{LAYER}.mlp.up_proj.weight": 0.1}, {"corpus": {"files": []}})
+    sensitivities = {EMBEDDING: 9.5, f"{LAYER}.mlp.up_proj.weight": 0.1}
+    return ImportancePack(statistics, sensitivities, weights, {"corpus": {"files": []}})
 
 
 def test_pack_gives_each_matrix_the_statistics_of_its_input() -> None:
@@ -168,7 +171,7 @@ def test_saved_pack_comes_back_bit_by_bit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.statistics[name].diagonal, statistics.diagonal, strict=True)
         np.testing.assert_array_equal(found.statistics[name].directions, statistics.directions, strict=True)
     assert found.sensitivities == pack.sensitivities
-    assert found.document == pack.document
+    assert (found.weights, found.document) == (pack.weights, pack.document)
     assert found.digest == pack.digest
     first = path.read_bytes()
     found.save(path)
@@ -189,29 +192,30 @@ def test_digest_follows_statistics_and_sensitivities_but_not_where_they_come_fro
         replace(pack, sensitivities={}),
     ]
     assert len({pack.digest, *(other.digest for other in others)}) == 1 + len(others)
-    assert replace(pack, document={"corpus": {}}).digest == pack.digest
+    assert replace(pack, weights="1" * 64, document={"corpus": {}}).digest == pack.digest
     assert toy_pack().digest == pack.digest
 
 
-@pytest.mark.parametrize("values", [MQA, MHA])
-def test_pack_fits_its_own_model(values: Mapping[str, object]) -> None:
-    toy_pack(values).check(ModelConfig.from_dict(values, "toy"), "place")
+def test_pack_fits_the_weights_it_was_made_from_and_no_others(tmp_path: Path) -> None:
+    one, two = (write_toy_checkpoint(tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    pack = toy_pack(weights=fingerprint(open_checkpoint(one)))
+    assert pack.misfit(open_checkpoint(one)) is None
+    other = "it was made for other weights of the same shape (another training or fine-tune)"
+    assert pack.misfit(open_checkpoint(two)) == other
 
 
-def test_pack_of_another_model_is_refused() -> None:
-    with pytest.raises(QuantizeError) as caught:
-        toy_pack(MQA).check(ModelConfig.from_dict(MHA, "toy"), "some.safetensors")
-    assert str(caught.value) == (
-        "some.safetensors: statistics of 256 inputs for model.layers.0.self_attn.o_proj.weight, 384 needed; it was "
-        "made for another model: make one with `cg-local calibrate`, or pass --method fast"
+def test_pack_of_another_shape_does_not_fit(tmp_path: Path) -> None:
+    mha = open_checkpoint(write_toy_checkpoint(tmp_path / "mha", MHA))
+    assert toy_pack(MQA).misfit(mha) == (
+        "it was made for another model: statistics of 256 inputs for model.layers.0.self_attn.o_proj.weight, 384 needed"
     )
-    deeper = ModelConfig.from_dict({**MQA, "num_hidden_layers": 3}, "toy")
-    with pytest.raises(QuantizeError, match=r"statistics of no inputs for model\.layers\.2\.self_attn\.q_proj"):
-        toy_pack(MQA).check(deeper, "some.safetensors")
+    deeper = open_checkpoint(write_toy_checkpoint(tmp_path / "deeper", {**MQA, "num_hidden_layers": 3}))
+    expected = "statistics of no inputs for model.layers.2.self_attn.q_proj.weight, 256 needed"
+    assert toy_pack(MQA).misfit(deeper) == f"it was made for another model: {expected}"
 
 
 ONES = {"m.diagonal": np.ones(4, np.float32), "m.directions": np.ones((4, 2), np.float32)}
-TOLD = {"version": VERSION, "sensitivities": {}}
+TOLD = {"version": VERSION, "weights": "0" * 64, "sensitivities": {}}
 
 
 def written(path: Path, arrays: Mapping[str, Any] = ONES, told: object = TOLD) -> Path:
@@ -241,8 +245,10 @@ def refusal(path: Path) -> str:
         "null",
         '"text"',
         "[" * 100_000,
-        {"version": VERSION},
-        {"sensitivities": {}},
+        {"version": VERSION, "weights": "0" * 64},
+        {"version": VERSION, "sensitivities": {}},
+        {"weights": "0" * 64, "sensitivities": {}},
+        {**TOLD, "weights": 7},
         {**TOLD, "sensitivities": []},
         {**TOLD, "sensitivities": {"m": "much"}},
         {**TOLD, "sensitivities": {"m": None}},

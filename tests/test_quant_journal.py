@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cg_local.errors import QuantizeError
-from cg_local.quant.journal import JOURNAL_FILE, PLAN_FILE, Journal, Slab
+from cg_local.quant.journal import JOURNAL_FILE, Journal, Slab
+from cg_local.quant.work_plan import PLAN_FILE
 
 PLAN = {"quantizer": {"version": "1"}, "options": {"scheme": "q4"}, "sources": {}, "tensors": {"a": [1, 2]}}
 FIGURES = [(0.1 + 0.2, 1e-310, 3.0), (0.0, 1 / 3, 5e-324), (1.7976931348623157e308, 2.0, 0.1)]
@@ -83,7 +84,7 @@ def test_slab_behind_a_gap_counts_for_nothing(tmp_path: Path) -> None:
     ("member", "obstacle"),
     [
         ("quantizer", "another version of cg-local began it"),
-        ("options", "it was begun with other options"),
+        ("options", "it was begun with scheme q4"),
         ("sources", "the published weights changed since"),
         ("tensors", "its tensors lie elsewhere"),
     ],

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_quant_importance import toy_pack
-from toy_models import MHA, MQA, write_toy_checkpoint
+from toy_models import MHA, MQA, write_toy_checkpoint, write_toy_texts
 
 from cg_local.checkpoint import open_checkpoint
 from cg_local.errors import QuantizeError
+from cg_local.model_folder_writer import DISK_SLACK_BYTES
 from cg_local.quant import Options, quantize
+from cg_local.quant.corpora import calibration_corpus
 from cg_local.quant.encoder import ImportanceEncoder, SearchEncoder
+from cg_local.quant.fingerprint import fingerprint
 from cg_local.quant.gptq import GptqEncoder
-from cg_local.quant.importance import FILE_NAME
-from cg_local.quant.methods import planned, prepared, required_tokenizer
+from cg_local.quant.importance import FILE_NAME, ImportancePack
+from cg_local.quant.methods import planned, prepared, published_tokenizer, required_tokenizer
 from cg_local.quant.schemes import plan_checkpoint
 
 
@@ -29,12 +35,11 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(40):
-        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
-        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
-    return folder
+    return write_toy_texts(tmp_path / "texts")
+
+
+def pack_of(source: Path, seed: int = 0) -> ImportancePack:
+    return toy_pack(seed=seed, weights=fingerprint(open_checkpoint(source)))
 
 
 def method_of(source: Path, options: Options) -> dict[str, object]:
@@ -47,7 +52,7 @@ def test_without_a_pack_the_method_is_fast(source: Path) -> None:
 
 
 def test_a_pack_beside_the_weights_is_used(source: Path) -> None:
-    toy_pack().save(source / FILE_NAME)
+    pack_of(source).save(source / FILE_NAME)
     expected = {"method": "imp", "importance": toy_pack().digest}
     assert method_of(source, Options()) == expected
     assert method_of(source, Options(method="imp")) == expected
@@ -60,19 +65,19 @@ def test_a_pack_beside_a_single_file_of_weights_is_used(source: Path, tmp_path: 
 
     (tmp_path / "one").mkdir()
     export_gguf(open_checkpoint(source), tmp_path / "one" / "toy.gguf")
-    toy_pack().save(tmp_path / "one" / FILE_NAME)
+    pack_of(source).save(tmp_path / "one" / FILE_NAME)
     assert method_of(tmp_path / "one" / "toy.gguf", Options())["importance"] == toy_pack().digest
 
 
 def test_a_named_pack_goes_before_the_one_beside_the_weights(source: Path, tmp_path: Path) -> None:
-    toy_pack().save(source / FILE_NAME)
-    toy_pack(seed=1).save(tmp_path / "other")
+    pack_of(source).save(source / FILE_NAME)
+    pack_of(source, 1).save(tmp_path / "other")
     found = method_of(source, Options(importance=tmp_path / "other"))
     assert found == {"method": "imp", "importance": toy_pack(seed=1).digest}
 
 
 def test_kinds_of_encoders(source: Path, texts: Path) -> None:
-    toy_pack().save(source / FILE_NAME)
+    pack_of(source).save(source / FILE_NAME)
     checkpoint, corpus = open_checkpoint(source), {"corpus": [texts], "calibration_tokens": 200, "window_tokens": 64}
     kinds = {
         method: type(prepared(checkpoint, Options(method=method, **corpus))[1])  # type: ignore[arg-type]
@@ -81,15 +86,64 @@ def test_kinds_of_encoders(source: Path, texts: Path) -> None:
     assert kinds == {"fast": SearchEncoder, "imp": ImportanceEncoder, "gptq": GptqEncoder}
 
 
+def test_notices_come_before_the_work(source: Path, tmp_path: Path) -> None:
+    toy_pack().save(source / FILE_NAME)
+    events = list[str]()
+    quantize(source, tmp_path / "out", on_notice=events.append, on_progress=lambda done, total, name: events.append(""))
+    assert "left aside" in events[0]
+    assert set(events[1:]) == {""}
+
+
 def test_what_was_done_is_recorded_in_the_model(source: Path, tmp_path: Path) -> None:
     from cg_local.model_folder import METADATA_KEY
     from cg_local.safetensors_file import SafetensorsFile
 
-    toy_pack().save(source / FILE_NAME)
+    pack_of(source).save(source / FILE_NAME)
     quantize(source, tmp_path / "model", "q4s")
     told = json.loads(SafetensorsFile(tmp_path / "model" / "model.safetensors", QuantizeError).metadata[METADATA_KEY])
     expected = {"scheme": "q4s", "method": "imp", "importance": toy_pack().digest}
     assert told["quantizer"]["options"] == expected
+
+
+def test_a_copy_has_no_method_and_needs_no_pack(source: Path) -> None:
+    (source / FILE_NAME).write_bytes(b"nonsense")
+    for method in (None, "fast", "imp", "gptq"):
+        plan, encoder = prepared(open_checkpoint(source), Options("bf16", method))
+        assert (plan.notices, encoder.options, encoder.workspace_bytes) == ((), {}, 0)
+
+
+def test_disk_must_hold_the_stream_of_gptq_too(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options("q4", "gptq", corpus=[texts], calibration_tokens=200, window_tokens=64)
+    checkpoint = open_checkpoint(source)
+    plan, encoder = prepared(checkpoint, options)
+    tokenizer = published_tokenizer(checkpoint)
+    num_tokens = calibration_corpus(tokenizer, [texts], num_tokens=200, window_tokens=64).num_tokens
+    assert encoder.workspace_bytes == 3 * num_tokens * 256 * 4
+    needed = plan.num_bytes + encoder.workspace_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    with pytest.raises(QuantizeError, match=rf"{needed:,} bytes free, {needed + DISK_SLACK_BYTES:,} needed; make room"):
+        quantize(source, tmp_path / "out", options)
+
+
+@pytest.mark.parametrize("bits", [None, 5.0])
+def test_a_pack_of_other_weights_is_refused_where_asked_for_and_else_left_aside(
+    source: Path, tmp_path: Path, bits: float | None
+) -> None:
+    other = write_toy_checkpoint(tmp_path / "other", seed=1)
+    pack_of(other).save(source / FILE_NAME)
+    checkpoint, reason = open_checkpoint(source), "it was made for other weights of the same shape"
+    for wanted in (Options(method="imp"), Options(importance=source / FILE_NAME)):
+        with pytest.raises(QuantizeError) as caught:
+            prepared(checkpoint, replace(wanted, bits_per_weight=bits))
+        assert str(caught.value).startswith(f"{source / FILE_NAME}: {reason}")
+        assert str(caught.value).endswith(f"; make one of {source} with `cg-local calibrate`, or pass --method fast")
+    plan, encoder = prepared(checkpoint, Options(bits_per_weight=bits))
+    assert encoder.options == {"method": "fast"}
+    assert [text for text in plan.notices if text.startswith(f"{source / FILE_NAME}: left aside: {reason}")]
+    assert plan.notices == planned(checkpoint, Options(bits_per_weight=bits)).notices
+    assert plan.tensors == prepared(checkpoint, Options(method="fast", bits_per_weight=bits))[0].tensors
 
 
 @pytest.mark.parametrize("ask", [planned, prepared])
@@ -110,8 +164,7 @@ def test_what_cannot_be_is_one_clear_line(ask: Callable[..., object], source: Pa
     )
     assert refusal(Options(importance=tmp_path / "none")).startswith(f"{tmp_path / 'none'}: ")
     toy_pack(MHA).save(source / FILE_NAME)
-    for method in (None, "imp"):
-        assert "it was made for another model" in refusal(Options(method=method))
+    assert refusal(Options(method="imp")).startswith(f"{source / FILE_NAME}: it was made for another model: ")
     (source / FILE_NAME).write_bytes(b"nonsense")
     assert refusal(Options()).startswith(f"{source / FILE_NAME}: ")
     assert refusal(Options(bits_per_weight=2.0, method="fast")) == "2 bits a weight; give 3 to 16"
@@ -128,7 +181,7 @@ def test_gptq_looks_at_a_pack_only_to_choose_formats(source: Path, texts: Path) 
 
 
 def test_plan_by_a_scheme_loads_no_numba(source: Path) -> None:
-    toy_pack().save(source / FILE_NAME)
+    pack_of(source).save(source / FILE_NAME)
     code = f"""
 import sys
 from pathlib import Path

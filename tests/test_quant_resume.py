@@ -18,8 +18,9 @@ from cg_local.errors import CheckpointError, QuantizeError
 from cg_local.quant import encoder, quantize, slabs
 from cg_local.quant.encode import EncodedRows
 from cg_local.quant.encoder import SearchEncoder, Workplace
-from cg_local.quant.journal import JOURNAL_FILE, PLAN_FILE, Journal, Slab
+from cg_local.quant.journal import JOURNAL_FILE, Journal, Slab
 from cg_local.quant.schemes import TensorPlan
+from cg_local.quant.work_plan import PLAN_FILE
 
 TOY: Mapping[str, object] = {**MQA, "num_hidden_layers": 1}
 
@@ -264,7 +265,7 @@ def other_options(source: Path, partial: Path, patch: pytest.MonkeyPatch) -> Non
         (damage_plan, "its plan is damaged"),
         (change_weights, "the published weights changed since"),
         (another_version, "another version of cg-local began it"),
-        (other_options, "it was begun with other options"),
+        (other_options, "it was begun with search by heart"),
     ],
 )
 def test_work_that_does_not_fit_is_begun_anew_with_one_notice(
@@ -288,7 +289,7 @@ def test_work_of_another_scheme_is_begun_anew(source: Path, tmp_path: Path) -> N
     interrupt(source, tmp_path / "model", 20)
     said: list[str] = []
     quantize(source, tmp_path / "model", "q8", on_notice=said.append)
-    assert "(it was begun with other options)" in said[0]
+    assert "(it was begun with scheme q4)" in said[0]
     assert names(tmp_path) == ["model"]
 
 

@@ -129,6 +129,15 @@ def write_toy_checkpoint(
     return folder
 
 
+def write_toy_texts(folder: Path) -> Path:
+    """Write forty small files in Python into a new folder, to calibrate toys on; returns the folder."""
+    folder.mkdir()
+    for number in range(40):
+        body = f"    value = {number} * width\n    print(value, height)\n    return value\n" * 4
+        (folder / f"file_{number}.py").write_text(f"def area_{number}(width, height):\n{body}")
+    return folder
+
+
 def write_safetensors(
     path: Path,
     tensors: Mapping[str, NDArray[np.float32]],

@@ -27,7 +27,9 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as cause:
-        raise BenchmarkError("a plot needs matplotlib, which is not installed; run `pip install matplotlib`") from cause
+        raise BenchmarkError(
+            "a plot needs matplotlib, which is not installed; run `pip install 'cg-local[bench]'`"
+        ) from cause
 
 
 def write_plot(document: Document, path: Path) -> None:

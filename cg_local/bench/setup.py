@@ -26,6 +26,7 @@ from cg_local.bench.peers import (
     own_python,
     peer_file,
 )
+from cg_local.bench.plot import check_plot
 from cg_local.bench.roofline import Roofline
 from cg_local.bench.session import Document, Plan, Session
 from cg_local.errors import BenchmarkError
@@ -105,6 +106,19 @@ def prepared(
             "notices": notices,
         }
         yield Session(plan, folder.config, engines, cards=cards, roofline=Roofline(), say=say, on_round=on_round)
+
+
+def check_places(document: Path | None, plot: Path | None) -> None:
+    """Refuse files that could not be written, before anything is measured.
+
+    Raises:
+        BenchmarkError: as by `check_destination` and `plot.check_plot`.
+    """
+    if plot is not None:
+        check_plot(plot)
+    for path in (document, plot):
+        if path is not None:
+            check_destination(path)
 
 
 def check_destination(path: Path) -> None:

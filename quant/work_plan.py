@@ -1,0 +1,124 @@
+"""What interrupted work was about: a file of everything that its result depends on, and what it means that it differs.
+
+This file owns that file and the words for a person. It knows no journal and no weights. Invariant: work is gone on with
+only where every member of its plan is the same as now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cg_local import packing
+
+PLAN_FILE = "plan.json"
+# What it means that a member of the plan differs.
+OBSTACLES: Mapping[str, str] = {
+    "quantizer": "another version of cg-local began it",
+    "sources": "the published weights changed since",
+    "tensors": "its tensors lie elsewhere",
+}
+
+
+class WorkPlan:
+    """The plan of one piece of work.
+
+    Attributes:
+        data: bytes of its file.
+    """
+
+    def __init__(self, workspace: Path, plan: Mapping[str, object]) -> None:
+        """Take note of the plan; nothing is touched.
+
+        Args:
+            workspace: folder of the file.
+            plan: everything that the result depends on, JSON values; members as in OBSTACLES, "options", and others.
+        """
+        self._path = workspace / PLAN_FILE
+        self.data = json.dumps(plan, indent=1).encode("ascii") + b"\n"
+
+    def obstacle(self) -> str | None:
+        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none."""
+        try:
+            found = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as cause:
+            return f"its plan cannot be read: {cause.strerror}"
+        if found == self.data:
+            return None
+        try:
+            theirs, ours = json.loads(found), json.loads(self.data)
+            differing = next(key for key in ours if theirs[key] != ours[key])
+            if differing == "options":
+                return _other_options(theirs[differing], ours[differing])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, StopIteration):
+            return "its plan is damaged"
+        return OBSTACLES.get(differing, f"its {differing} differ")
+
+    def write(self) -> None:
+        """Write the plan where there is none yet, beside its place first: under its name it is whole.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        if self._path.exists():
+            return
+        new = self._path.with_suffix(".new")
+        with new.open("wb") as file:
+            file.write(self.data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self._path)
+
+
+def code_identity() -> dict[str, object]:
+    """Return what of cg-local results depend on: two versions in development may bear the same number."""
+    package, own = Path(packing.__file__).parent, Path(__file__).parent
+    sources = [
+        package / "packing.py",
+        package / "reference.py",
+        *sorted(package.glob("checkpoint/*.py")),
+        *sorted(own.glob("*.py")),
+    ]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
+    return {"version": package_version(), "code_sha256": digest.hexdigest()}
+
+
+def package_version() -> str:
+    """Return the version of cg-local, "unknown" where it is not installed."""
+    try:
+        return version("cg-local")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _other_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Name the first option that differs, with what it was."""
+    name = next(key for key in (*theirs, *ours) if theirs.get(key) != ours.get(key))
+    before, now = theirs.get(name), ours.get(name)
+    if isinstance(before, dict) and isinstance(now, dict) and "files" in now:
+        return _other_texts(name, before, now)
+    if name == "importance" and before and now:
+        return "it was begun with another importance pack"
+    if before is None:
+        return f"it was begun without {name}"
+    return f"it was begun with {name} {before}" if isinstance(before, str) else f"it was begun with {name}"
+
+
+def _other_texts(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Say how a corpus differs from an earlier one."""
+    before, now = ({file["name"]: file["sha256"] for file in found["files"]} for found in (theirs, ours))
+    changed = [file for file in now if before.get(file, now[file]) != now[file]]
+    added, gone = [file for file in now if file not in before], [file for file in before if file not in now]
+    kinds = (("changed", changed), ("new", added), ("gone", gone))
+    counts = ", ".join(f"{len(found)} {kind}" for kind, found in kinds if found)
+    if not counts:
+        return f"its {name} had {theirs['num_tokens']:,} tokens cut in another way: --tokens or --window differ"
+    first = [*changed, *added, *gone][0]
+    return f"its {name} differs, by --corpus, --tokens or edits: of {len(now)} texts {counts}; first {first}"

@@ -1,0 +1,47 @@
+"""What is said of interrupted work that was about something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cg_local.quant.work_plan import WorkPlan
+
+
+def corpus(files: dict[str, str], num_tokens: int = 1200) -> dict[str, Any]:
+    """The record of a corpus of these files, by name with their digests."""
+    told = [{"name": name, "sha256": sha256} for name, sha256 in files.items()]
+    return {"digest": f"{files} {num_tokens}", "num_tokens": num_tokens, "files": told}
+
+
+GPTQ = {"scheme": "q4", "method": "gptq", "corpus": corpus({"a.py": "1", "b.py": "2", "c.py": "3"})}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({**GPTQ, "scheme": "q8"}, "it was begun with scheme q4"),
+        ({"scheme": "q4", "method": "fast"}, "it was begun with method gptq"),
+        (
+            {**GPTQ, "corpus": corpus({"a.py": "1", "c.py": "9", "d.py": "4"})},
+            "its corpus differs, by --corpus, --tokens or edits: of 3 texts 1 changed, 1 new, 1 gone; first c.py",
+        ),
+        (
+            {**GPTQ, "corpus": corpus({"a.py": "1", "b.py": "2", "c.py": "3"}, 900)},
+            "its corpus had 1,200 tokens cut in another way: --tokens or --window differ",
+        ),
+        ({**GPTQ, "probes": corpus({})}, "it was begun without probes"),
+    ],
+)
+def test_the_option_that_differs_is_named(tmp_path: Path, options: dict[str, object], reason: str) -> None:
+    WorkPlan(tmp_path, {"quantizer": 1, "options": GPTQ, "sources": 2}).write()
+    assert WorkPlan(tmp_path, {"quantizer": 1, "options": GPTQ, "sources": 2}).obstacle() is None
+    assert WorkPlan(tmp_path, {"quantizer": 1, "options": options, "sources": 2}).obstacle() == reason
+
+
+def test_another_pack_is_told_without_its_digest(tmp_path: Path) -> None:
+    WorkPlan(tmp_path, {"options": {"method": "imp", "importance": "0" * 64}}).write()
+    other = WorkPlan(tmp_path, {"options": {"method": "imp", "importance": "1" * 64}})
+    assert other.obstacle() == "it was begun with another importance pack"
