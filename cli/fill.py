@@ -64,7 +64,7 @@ def fill(
 
     FILE:LINE is the end of that line, FILE:LINE:COL the place before its COL-th character, both counted from 1.
     FILE:FIRST-LAST writes these lines anew. With -:LINE the text comes from standard input, with - alone a list of
-    places. What grep -n and compilers print is taken as it is. Several places are computed together.
+    places. What grep -n, compilers and stack traces print is taken as it is. Several places are computed together.
 
     With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one.
 

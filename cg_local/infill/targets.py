@@ -4,7 +4,8 @@ This file owns the way from such a line to a `Target`. It reads files only to te
 Invariant: what `parse_target` takes and names a file that exists means here what it means there.
 
 Taken are FILE:LINE, FILE:LINE:COL and FILE:LINE:TEXT, with or without a colon or a text behind, `--> FILE:LINE:COL` as
-rustc has it, and FILE(LINE,COL) as tsc and MSVC have it. A drive letter ("C:\\\\a.c:3") belongs to the file's name.
+rustc has it, FILE(LINE,COL) as tsc and MSVC have it, and the lines of stack traces that name a file with its path. A
+drive letter ("C:\\\\a.c:3") belongs to the file's name.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ from pathlib import Path
 from cg_local.infill.cursor import Target, parse_target
 
 _REPORT = re.compile(
-    r"\s*(?:-->\s+)?(?P<file>.+?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
+    r"\s*(?:(?:-->|:::)\s+)?(?P<file>.+?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
     r"(?P<rest>[:\s].*)?",
     re.DOTALL,
 )
+# MSBuild puts "1>" before it, PHP's traces "#0 ", and MSBuild may print where the place ends, too.
 _PARENTHESES = re.compile(
-    r"\s*(?P<file>.+?)\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9}))?(?P<last>)\)(?P<rest>\s*:.*)", re.DOTALL
+    r"\s*(?:[0-9]+>\s*|#[0-9]+\s+)?(?P<file>.+?)"
+    r"\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9})(?:,[0-9]+){0,2})?(?P<last>)\)(?P<rest>\s*:.*)",
+    re.DOTALL,
+)
+_PLACE = r"(?P<file>.+?):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9})"
+# Lines of stack traces, which have words before the file.
+_TRACES = (
+    re.compile(r'[\s|+]*File "(?P<file>[^"]+)", line (?P<line>[0-9]{1,9})(?P<column>)(?:, in .*)?'),  # Python
+    re.compile(rf"\s*at .+? \({_PLACE}\)"),  # Node: a function
+    re.compile(rf"\s*at (?:async )?{_PLACE}"),  # Node: a file; Rust
+    re.compile(rf".*\bpanicked at (?:'.*', )?{_PLACE}:?"),  # Rust
+    re.compile(r"\s*at .+ in (?P<file>.+):line (?P<line>[0-9]{1,9})(?P<column>)"),  # .NET
+    re.compile(r"\s+from (?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>):in .*"),  # Ruby
 )
 _ODD_COLUMN = -1
 """In place of a column with something behind it that no program prints."""
@@ -87,6 +101,9 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
 
 
 def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
+    for trace in _TRACES:
+        if match := trace.fullmatch(text):
+            return Target(_path(match["file"]), int(match["line"]), int(match["column"]) if match["column"] else None)
     for pattern in (_REPORT, _PARENTHESES):
         match = pattern.fullmatch(text)
         if match is None or (pattern is _PARENTHESES and not exists(match["file"])):
@@ -101,6 +118,16 @@ def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
             column = None  # `grep -n` found a line that begins with a number
         return Target(match["file"], line, column)
     return None
+
+
+def _path(name: str) -> str:
+    """Return the path that a trace names; Node names modules by URLs."""
+    if not name.startswith("file://"):
+        return name
+    from urllib.parse import unquote
+
+    path = unquote(name.removeprefix("file://"))
+    return path[1:] if re.match("/[A-Za-z]:/", path) else path
 
 
 def _is_text_of(file: str, number: int, text: str) -> bool:
