@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
 
 from cg_local.cli import fill_options, options
-from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, choose, refuse_unsure, show
+from cg_local.cli.fill_answers import (
+    NO_ANSWER,
+    FillAnswers,
+    ask,
+    candidate_document,
+    choose,
+    show,
+    shown_text,
+    sift,
+    tell_hidden,
+)
 from cg_local.cli.fill_conflicts import conflict
 from cg_local.cli.fill_context import compilation_watched, fill_prompt, remember_speed, show_prompt
-from cg_local.cli.fill_delivery import MAX_TOGETHER, Document, compute_together, deliver
-from cg_local.cli.fill_places import Place, read_places, without_refused
-from cg_local.cli.render import end_answer, print_json, speculation_counts, timings
+from cg_local.cli.fill_delivery import MAX_TOGETHER, Delivery, compute_together
+from cg_local.cli.fill_places import Place, is_single, print_error, read_places
+from cg_local.cli.render import end_answer, print_json, speculation_counts, tell_cut, timings
 from cg_local.cli.session import keep_fill, kv_store, load_model
-from cg_local.errors import CapacityError
+from cg_local.errors import CapacityError, CgLocalError
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Infill
     from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
-
-    Output = Callable[[dict[int, Infill | str], Document | None], None]
 
 
 def fill(
@@ -64,9 +73,11 @@ def fill(
 
     FILE:LINE is the end of that line, FILE:LINE:COL the place before its COL-th character, both counted from 1.
     FILE:FIRST-LAST writes these lines anew. With -:LINE the text comes from standard input, with - alone a list of
-    places. What grep -n, compilers and stack traces print is taken as it is. Several places are computed together.
+    places. What grep -n, compilers and stack traces print is taken as it is. Several places are computed together,
+    once all of them are judged: where one cannot be filled, none is.
 
-    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one.
+    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one. Of several
+    places each has one answer: -n is refused.
 
     \b
     Examples:
@@ -81,7 +92,7 @@ def fill(
       cg-local fill src/parser.py:42 --context repo --show-prompt
     """
     given = {name: value for name, value in locals().items() if name != "command"}
-    if message := conflict(options.typed_parameters(command), candidates):
+    if message := conflict(options.typed_parameters(command), candidates, is_single=is_single(targets or [])):
         options.refuse_usage(message)
     _fill(fill_options.FillArguments(**given))
 
@@ -92,50 +103,87 @@ def _fill(given: FillArguments) -> None:
 
         undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
         return
-    places = read_places(given.targets or [], given.path)
-    given.check_several(is_single=places.is_single)
-    if given.write:
-        from cg_local.cli.fill_changes import check_writable
+    with _documented(given, given.targets or []):
+        places = read_places(given.targets or [], given.path)
+    refused = {}
+    if given.diff or given.write:
+        from cg_local.cli.fill_changes import refused_changes
 
-        places = without_refused(places, check_writable(places.good))
-    output = partial(deliver, places, as_json=given.json, is_diff=given.diff, is_write=given.write)
-    if not places.good:
-        output({}, None)
-        return
-    loaded, limit = _loaded(given, len(places.good))
-    if places.is_single:
-        _fill_one(given, loaded, places.good[0], output)
-        return
-    answers = compute_together(places, partial(_start, given, loaded), limit)
-    output(answers, lambda place, result: _document(given, loaded, place, FillAnswers([result], result)))
+        refused = refused_changes(places.items, is_write=given.write)
+    checked = places.checked(refused, as_json=given.json)
+    with _documented(given, [place.name for place in checked]):
+        if given.show_prompt:
+            loaded, _ = _loaded(given, 1)
+            for place in checked:
+                show_prompt(fill_prompt(given, place, loaded), place, loaded, given, is_single=places.is_single)
+        elif places.is_single:
+            loaded, _ = _loaded(given, 1)
+            _fill_one(given, loaded, checked[0])
+        else:
+            loaded, limit = _loaded(given, len(checked))
+            _fill_several(given, loaded, checked, limit)
 
 
-def _fill_one(given: FillArguments, loaded: LocalModel, place: Place, output: Output) -> None:
+@contextmanager
+def _documented(given: FillArguments, names: Sequence[str]) -> Iterator[None]:
+    """With --json, let an error that ends the command stand in a document for each place, too."""
+    try:
+        yield
+    except CgLocalError as error:
+        for name in names if given.json else []:
+            print_error(name, str(error))
+        raise
+
+
+def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
     prompt = fill_prompt(given, place, loaded)
-    if given.show_prompt:
-        show_prompt(prompt, loaded, as_json=given.json)
-        return
     with compilation_watched() as has_compiled:
         answers = ask(loaded, prompt, given, place.source)
     keep_fill(loaded, answers.reader)
     remember_speed(given, loaded, answers.reader, has_compiled=has_compiled())
     if given.diff or given.write:
         chosen = choose(answers, place.gap, given, place.source)
-        if chosen is not None:
-            output({0: chosen}, lambda place, _: _document(given, loaded, place, answers))
+        hidden = [0] if chosen is None else []
+        delivery = _delivery(given, loaded, lambda _: answers)
+        delivery.deliver([place], {0: chosen or answers.reader}, hidden)
     elif given.json:
         print_json(_document(given, loaded, place, answers))
     else:
         show(answers, loaded, place.gap, given, place.source)
     end_answer(answers.reader, is_quiet=given.json)
-    refuse_unsure(answers, given.min_prob)
+    if not answers.results:
+        tell_hidden(answers, given.min_prob)
+        raise typer.Exit(NO_ANSWER)
+
+
+def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place], limit: int) -> None:
+    computed = compute_together(places, partial(_start, given, loaded), limit)
+    sifted = {n: sift([each], each, given.min_prob) for n, each in computed.items() if not isinstance(each, str)}
+    hidden = [number for number, answers in sifted.items() if not answers.results]
+    for number, answers in sifted.items():
+        tell_cut(answers.reader, places[number].name)
+    for number in hidden:
+        tell_hidden(sifted[number], given.min_prob, places[number].name)
+    _delivery(given, loaded, lambda result: sift([result], result, given.min_prob)).deliver(places, computed, hidden)
+    if hidden:
+        raise typer.Exit(NO_ANSWER)
+
+
+def _delivery(given: FillArguments, loaded: LocalModel, answers_of: Callable[[Infill], FillAnswers]) -> Delivery:
+    return Delivery(
+        document=lambda place, result: _document(given, loaded, place, answers_of(result)),
+        text=lambda place, result: shown_text(result, loaded, given, place.source),
+        as_json=given.json,
+        is_diff=given.diff,
+        is_write=given.write,
+    )
 
 
 def _start(given: FillArguments, loaded: LocalModel, place: Place) -> AnswerStream[Infill]:
     from cg_local.config import SamplingParams
 
     arguments = fill_prompt(given, place, loaded).arguments
-    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling)
+    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling, top_logprobs=given.num_shown)
     return loaded.infill(**arguments, mode=given.mode.value, params=params, stream=True)
 
 

@@ -34,12 +34,13 @@ _PAIRS_OF_TEXT = {
 }
 
 
-def conflict(given: Collection[str], num_candidates: int) -> str | None:
+def conflict(given: Collection[str], num_candidates: int, *, is_single: bool = True) -> str | None:
     """Find options that do nothing together.
 
     Args:
         given: parameters of the command whose options were typed, with another value than the default.
-        num_candidates: wanted, by an option or the settings.
+        num_candidates: wanted.
+        is_single: one place is to be filled.
 
     Returns:
         What is wrong and what to do, or None.
@@ -53,6 +54,8 @@ def conflict(given: Collection[str], num_candidates: int) -> str | None:
             return f"{spelled(one)} and {spelled(other)} do not go together: {reason}"
     if "all" in given and num_candidates == 1:
         return "--all needs several candidates: add -n 3"
+    if num_candidates > 1 and not is_single:
+        return "-n is for one place, whose answers one chooses from; leave it out, or fill one place after the other"
     return None
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cg_local.cli.fill_delivery import print_under
 from cg_local.cli.fill_options import seconds_of
 from cg_local.cli.render import notice, print_json, write_stdout
 from cg_local.infill.cursor import STANDARD_INPUT_NAME
@@ -136,14 +137,25 @@ def remember_speed(given: FillArguments, model: LocalModel, answer: Completion, 
         PrefillSpeeds.of_user().remember(speed_key(model, given.threads), num_computed, answer.prefill_seconds)
 
 
-def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:
-    """Print the prompt on stdout, control tokens by their names, and the tokens of its parts on stderr."""
+def show_prompt(made: FillPrompt, place: Place, model: LocalModel, given: FillArguments, *, is_single: bool) -> None:
+    """Print the prompt on stdout, control tokens by their names, and the tokens of its parts on stderr.
+
+    Args:
+        made: of `fill_prompt`.
+        place: what it is for.
+        model: who would be asked.
+        given: the options.
+        is_single: there is no other place that it could be mistaken for.
+    """
     prompt = made.build(model)
     text = spelled(prompt.token_ids, model)
     kinds = {each.path: each.kind for each in made.files}
-    if as_json:
+    if given.json:
         print_json(
             {
+                "file": place.target.file,
+                "line": place.gap.line,
+                "col": place.gap.column,
                 "prompt": text,
                 "token_ids": prompt.token_ids,
                 "prompt_tokens": len(prompt.token_ids),
@@ -164,7 +176,11 @@ def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:
             }
         )
         return
-    write_stdout(text + "\n")
+    if is_single:
+        write_stdout(text + "\n")
+    else:
+        print_under(place, text + "\n")
+        notice(f"{place.name}:")
     for part in prompt.parts:
         kind = kinds.get(part.name)
         cut = f" of about {part.total_tokens:,}" if part.is_cut else ""

@@ -195,8 +195,7 @@ def end_answer(result: Completion, *, is_quiet: bool) -> None:
     Raises:
         typer.Exit: with status 130, when the answer was interrupted.
     """
-    if result.notice is not None:
-        notice(result.notice)
+    tell_cut(result)
     if not is_quiet and sys.stderr.isatty():
         speed = result.decode_tokens_per_second
         rate = f", {speed:.0f} tokens/s" if speed is not None else ""
@@ -204,6 +203,12 @@ def end_answer(result: Completion, *, is_quiet: bool) -> None:
         notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, {end}")
     if result.stop_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
+
+
+def tell_cut(result: Completion, name: str | None = None) -> None:
+    """Tell what was left out of a prompt; `name`: of the place, where there are several."""
+    if result.notice is not None:
+        notice(f"{name}: {result.notice}" if name else result.notice)
 
 
 def timings(load_seconds: float, result: Completion) -> dict[str, float | None]:
