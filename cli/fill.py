@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,7 +23,14 @@ from cg_local.cli.fill_answers import (
     tell_hidden,
 )
 from cg_local.cli.fill_conflicts import conflict
-from cg_local.cli.fill_context import compilation_watched, fill_prompt, remember_speed, show_prompt
+from cg_local.cli.fill_context import (
+    compilation_watched,
+    fill_prompt,
+    limit_members,
+    remember_speed,
+    show_prompt,
+    tell_limit,
+)
 from cg_local.cli.fill_delivery import MAX_TOGETHER, Delivery, compute_together
 from cg_local.cli.fill_places import Place, is_single, print_error, read_places
 from cg_local.cli.render import end_answer, print_json, speculation_counts, tell_cut, timings
@@ -31,8 +39,11 @@ from cg_local.errors import CapacityError, CgLocalError
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Infill
+    from cg_local.cli.fill_context import FillPrompt
     from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
+
+    Prompts = dict[tuple[Path, int, int], FillPrompt]
 
 
 def fill(
@@ -139,15 +150,17 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
     prompt = fill_prompt(given, place, loaded)
     with compilation_watched() as has_compiled:
         answers = ask(loaded, prompt, given, place.source)
+    prompts = {place.key: prompt}
+    tell_limit(prompt, given, truncated=answers.reader.truncated)
     keep_fill(loaded, answers.reader)
     remember_speed(given, loaded, answers.reader, has_compiled=has_compiled())
     if given.diff or given.write:
         chosen = choose(answers, place.gap, given, place.source)
         hidden = [0] if chosen is None else []
-        delivery = _delivery(given, loaded, lambda _: answers)
+        delivery = _delivery(given, loaded, prompts, lambda _: answers)
         delivery.deliver([place], {0: chosen or answers.reader}, hidden)
     elif given.json:
-        print_json(_document(given, loaded, place, answers))
+        print_json(_document(given, loaded, place, answers, prompt))
     else:
         show(answers, loaded, place.gap, given, place.source)
     end_answer(answers.reader, is_quiet=given.json)
@@ -157,21 +170,27 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
 
 
 def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place], limit: int) -> None:
-    computed = compute_together(places, partial(_start, given, loaded), limit)
+    prompts: Prompts = {}
+    computed = compute_together(places, partial(_start, given, loaded, prompts), limit)
     sifted = {n: sift([each], each, given.min_prob) for n, each in computed.items() if not isinstance(each, str)}
     hidden = [number for number, answers in sifted.items() if not answers.results]
     for number, answers in sifted.items():
-        tell_cut(answers.reader, places[number].name)
+        name, truncated = places[number].name, answers.reader.truncated
+        tell_limit(prompts[places[number].key], given, truncated=truncated, name=name)
+        tell_cut(answers.reader, name)
     for number in hidden:
         tell_hidden(sifted[number], given.min_prob, places[number].name)
-    _delivery(given, loaded, lambda result: sift([result], result, given.min_prob)).deliver(places, computed, hidden)
+    delivery = _delivery(given, loaded, prompts, lambda result: sift([result], result, given.min_prob))
+    delivery.deliver(places, computed, hidden)
     if hidden:
         raise typer.Exit(NO_ANSWER)
 
 
-def _delivery(given: FillArguments, loaded: LocalModel, answers_of: Callable[[Infill], FillAnswers]) -> Delivery:
+def _delivery(
+    given: FillArguments, loaded: LocalModel, prompts: Prompts, answers_of: Callable[[Infill], FillAnswers]
+) -> Delivery:
     return Delivery(
-        document=lambda place, result: _document(given, loaded, place, answers_of(result)),
+        document=lambda place, result: _document(given, loaded, place, answers_of(result), prompts[place.key]),
         text=lambda place, result: shown_text(result, loaded, given, place.source),
         as_json=given.json,
         is_diff=given.diff,
@@ -179,12 +198,12 @@ def _delivery(given: FillArguments, loaded: LocalModel, answers_of: Callable[[In
     )
 
 
-def _start(given: FillArguments, loaded: LocalModel, place: Place) -> AnswerStream[Infill]:
+def _start(given: FillArguments, loaded: LocalModel, prompts: Prompts, place: Place) -> AnswerStream[Infill]:
     from cg_local.config import SamplingParams
 
-    arguments = fill_prompt(given, place, loaded).arguments
+    prompts[place.key] = fill_prompt(given, place, loaded)
     params = SamplingParams(max_tokens=given.max_tokens, **given.sampling, top_logprobs=given.num_shown)
-    return loaded.infill(**arguments, mode=given.mode.value, params=params, stream=True)
+    return loaded.infill(**prompts[place.key].arguments, mode=given.mode.value, params=params, stream=True)
 
 
 def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:
@@ -206,7 +225,9 @@ def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:
     return loaded, limit
 
 
-def _document(given: FillArguments, model: LocalModel, place: Place, answers: FillAnswers) -> dict[str, object]:
+def _document(
+    given: FillArguments, model: LocalModel, place: Place, answers: FillAnswers, prompt: FillPrompt
+) -> dict[str, object]:
     result = answers.reader
     hidden = {"num_hidden": answers.num_hidden} if given.min_prob > 0 else {}
     return {
@@ -220,6 +241,7 @@ def _document(given: FillArguments, model: LocalModel, place: Place, answers: Fi
         "prompt_tokens": result.prompt_tokens,
         "cached_tokens": result.cached_tokens,
         "truncated": result.truncated,
+        **limit_members(prompt, given, truncated=result.truncated),
         "timings": timings(model.load_seconds, result),
         "speculation": speculation_counts(result),
     }

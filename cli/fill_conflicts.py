@@ -1,7 +1,8 @@
 """Options of `cg-local fill` that do nothing together, refused before anything is read or loaded.
 
 This file owns which options say what is done and shown, and which of them exclude each other; how the model answers
-(sampling, sizes, threads) fits all of them. Invariant: no option that a person typed is passed over in silence.
+(sampling, sizes, threads) fits all of them, so that --top-p is taken at temperature 0, too: cli/README.md says what it
+does there. Invariant: no option that says what is done or shown is passed over in silence.
 tests/test_fill_conflicts.py holds the table of all pairs.
 """
 

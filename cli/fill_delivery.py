@@ -62,9 +62,8 @@ def _repeated(places: Sequence[Place]) -> dict[int, int]:
     first: dict[tuple[Path, int, int], int] = {}
     repeated = {}
     for number, place in enumerate(places):
-        key = Path(place.target.file).resolve(), len(place.gap.prefix), len(place.gap.suffix)
-        if first.setdefault(key, number) != number:
-            repeated[number] = first[key]
+        if first.setdefault(place.key, number) != number:
+            repeated[number] = first[place.key]
     return repeated
 
 

@@ -43,6 +43,11 @@ class Place:
     path: str | None
 
     @property
+    def key(self) -> tuple[Path, int, int]:
+        """The same for the same gap, however it was named."""
+        return Path(self.target.file).resolve(), len(self.gap.prefix), len(self.gap.suffix)
+
+    @property
     def name(self) -> str:
         """What messages call it."""
         return f"{self.target.file}:{self.gap.line}:{self.gap.column}"

@@ -241,6 +241,19 @@ def test_named_pipe_is_refused_and_not_waited_for(home: Path, inside: Inside, ar
     )
 
 
+@pytest.mark.parametrize(("text", "why"), [("", "is empty"), ("# here", "is what stands there")])
+def test_answer_that_changes_nothing_is_said_also_to_a_pipe(
+    home: Path, capfd: pytest.CaptureFixture[str], text: str, why: str
+) -> None:
+    """The difference is empty then, which `git apply` refuses without --allow-empty."""
+    from cg_local.cli.fill_changes import changes_of
+    from cg_local.cli.fill_places import read_places
+
+    file = home / "b.py"
+    assert changes_of(read_places([f"{file}:2-2"], None).good, {0: text}) == []
+    assert capfd.readouterr() == ("", f"cg-local: {file}:2:1: the answer {why}; nothing to change\n")
+
+
 def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside) -> None:
     from cg_local.cli.fill_changes import changes_of, write_changes
     from cg_local.cli.fill_places import read_places
