@@ -174,7 +174,7 @@ def _write_all(results: list[Infill], given: FillArguments, source: SourceText) 
 
 
 def _title(number: int, result: Infill, total: int) -> str:
-    errors = {None: "", 0: ", parses"}.get(result.num_parse_errors, ", does not parse")
+    errors = {None: "", 0: ", no syntax error"}.get(result.num_parse_errors, ", adds a syntax error")
     copies = f", {result.num_copies} times" if result.num_copies > 1 else ""
     return f"--- {number} of {total}: probability {_probability(result):.2f}{errors}{copies}"
 
