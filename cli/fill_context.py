@@ -168,9 +168,10 @@ def limit_members(made: FillPrompt, given: FillArguments, *, truncated: bool) ->
 def tell_limit(made: FillPrompt, given: FillArguments, *, truncated: bool, name: str | None = None) -> None:
     """Tell a person that --max-wait left something out; `name`: of the place, where there are several."""
     if sys.stderr.isatty() and made.is_shortened(truncated=truncated):
-        cut = f"the prompt is cut to {made.arguments['max_prompt_tokens']:,} tokens instead of {made.wish:,}"
-        unknown = "" if made.is_speed_known else "; this machine's speed is not known yet"
-        notice(f"{f'{name}: ' if name else ''}--max-wait {given.max_wait}: {cut}{unknown}")
+        room, where = made.arguments["max_prompt_tokens"], f"{name}: " if name else ""
+        unknown = "" if made.is_speed_known else " (this machine's speed is not known yet)"
+        allowed = f"{room:,} tokens are allowed{unknown}, without it {made.wish:,}"
+        notice(f"{where}--max-wait {given.max_wait} cut the prompt: {allowed}")
 
 
 def show_prompt(made: FillPrompt, place: Place, model: LocalModel, given: FillArguments, *, is_single: bool) -> None:

@@ -50,6 +50,8 @@ class Place:
     @property
     def name(self) -> str:
         """What messages call it."""
+        if self.target.last_line is not None:
+            return f"{self.target.file}:{self.target.line}-{self.target.last_line}"
         return f"{self.target.file}:{self.gap.line}:{self.gap.column}"
 
 
@@ -111,7 +113,8 @@ class Places:
         for message in dict.fromkeys(place.error for place in bad):
             report_error(message)
         if len(bad) < len(items):
-            report_error(f"nothing was filled: {len(bad)} of {len(items)} places cannot be; leave them out")
+            them = "it" if len(bad) == 1 else "them"
+            report_error(f"nothing was filled: {len(bad)} of {len(items)} places cannot be; leave {them} out")
         raise typer.Exit(2 if any(place.is_usage for place in bad) else 1)
 
 
@@ -140,6 +143,9 @@ def read_places(words: Sequence[str], path: str | None) -> Places:
     read = functools.cache(read_text)
     places: list[Place | BadPlace] = []
     for text in _listed() if is_list(words) else words:
+        if text == STANDARD_INPUT:
+            places.append(BadPlace(text, "'-' reads a list of places and stands alone", is_usage=True))
+            continue
         try:
             places.append(_place(parse_place(text), path, read))
         except SourceFileError as error:

@@ -211,6 +211,7 @@ def test_file_that_changes_meanwhile_is_not_written(home: Path, folder: Path) ->
         (("-",), 1, "standard input: no line of 1 names a place in a file"),
         (("none.py:1", "none.py:2"), 1, "none.py: no such file"),
         (("a.py:1", "b.py:1", "-n", "3"), 2, "-n is for one place, whose answers one chooses from; leave it out"),
+        (("b.py:2", "-"), 2, "'-' reads a list of places and stands alone"),
         (("-", "-n", "3"), 2, "-n is for one place, whose answers one chooses from; leave it out"),
     ],
 )
@@ -251,7 +252,7 @@ def test_answer_that_changes_nothing_is_said_also_to_a_pipe(
 
     file = home / "b.py"
     assert changes_of(read_places([f"{file}:2-2"], None).good, {0: text}) == []
-    assert capfd.readouterr() == ("", f"cg-local: {file}:2:1: the answer {why}; nothing to change\n")
+    assert capfd.readouterr() == ("", f"cg-local: {file}:2-2: the answer {why}; nothing to change\n")
 
 
 def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside) -> None:

@@ -172,8 +172,8 @@ def test_prompt_that_a_time_limit_shortens_says_so(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     monkeypatch.setenv("TERM", "dumb")
     options = ("fill", "--model", str(folder), "--max-tokens", "2", "--no-cache", "--json", "--max-wait", "3s")
-    told = "cg-local: shop/cart.py:5:21: --max-wait 3s: the prompt is cut to 128 tokens instead of 960; "
-    told += "this machine's speed is not known yet\n"
+    told = "cg-local: shop/cart.py:5:21: --max-wait 3s cut the prompt: 128 tokens are allowed (this machine's speed is "
+    told += "not known yet), without it 960\n"
 
     def run(*arguments: str, place: str = "shop/cart.py:5") -> tuple[list[dict[str, Any]], list[str]]:
         home.joinpath("cache/prefill-speeds.json").unlink(missing_ok=True)

@@ -59,7 +59,7 @@ BAD_PLACES = {
     "words": "'words' names no line: ",
     "b.py:1-2:3": "'b.py:1-2:3': a range of lines is rewritten whole and takes no column: write b.py:1-2",
     "locked.py:1": "locked.py: read-only (mode 444); ",
-    "b.py:2-3": "b.py:2:1: overlaps b.py:2:7; fill one after the other",
+    "b.py:2-3": "b.py:2-3: overlaps b.py:2:7; fill one after the other",
 }
 
 
@@ -73,11 +73,12 @@ def test_bad_place_among_several_is_told_before_a_model_is_loaded(home: Path, in
     is_usage = {"words", "b.py:1-2:3", "b.py:2-3"} & {*bad}
     assert done.returncode == (2 if is_usage else 1)
     documents = [json.loads(line) for line in done.stdout.splitlines()]
-    names = [{"locked.py:1": "locked.py:1:6", "b.py:2-3": "b.py:2:1"}.get(each, each) for each in bad]
+    names = [{"locked.py:1": "locked.py:1:6"}.get(each, each) for each in bad]
     assert [document["target"] for document in documents] == ["b.py:2:7", *names, "a.py:2:10"]
     *errors, summary = done.stderr.decode().splitlines()
     assert summary == (
-        f"cg-local: error: nothing was filled: {len(bad)} of {len(places)} places cannot be; leave them out"
+        f"cg-local: error: nothing was filled: {len(bad)} of {len(places)} places cannot be; "
+        f"leave {'it' if len(bad) == 1 else 'them'} out"
     )
     for each, error, document in zip(bad, errors, documents[1:-1], strict=True):
         assert error.startswith(f"cg-local: error: {BAD_PLACES[each]}")
@@ -122,7 +123,7 @@ def test_places_that_overlap_are_filled_where_nothing_is_changed(
 ) -> None:
     done = inside.run("fill", "b.py:2", "b.py:2-3", "--model", str(folder), *LIVELY, home=home)
     texts = answer(model, "x = 1\n# here", "\ny = 2\n", "b.py"), answer(model, "x = 1\n", "\n", "b.py")
-    assert (done.returncode, done.stdout.decode()) == (0, under("b.py:2:7", texts[0]) + under("b.py:2:1", texts[1]))
+    assert (done.returncode, done.stdout.decode()) == (0, under("b.py:2:7", texts[0]) + under("b.py:2-3", texts[1]))
 
 
 def test_unsure_answers_among_several_are_left_out_with_status_3(

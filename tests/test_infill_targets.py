@@ -146,6 +146,26 @@ def test_output_of_a_compiler_is_sifted() -> None:
     assert (texts, num_others) == ([lines[1], lines[6]], 7 - 1)
 
 
+def test_traces_are_followed_into_ones_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, foreign = tmp_path / "own", tmp_path / "lib"
+    files = [own / "a.py", own / ".venv" / "site-packages" / "b.py", own / "node_modules" / "c.js", foreign / "d.py"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x\n")
+    monkeypatch.chdir(own)
+    lines = [
+        '  File "a.py", line 1, in f',
+        f'  File "{files[0]}", line 1, in g',
+        f'  File "{files[1]}", line 1, in h',
+        f"{files[1]}:1: in h",  # pytest --tb=short
+        f"    at f ({files[2]}:1:1)",
+        f'  File "{files[3]}", line 1, in i',
+        f"\t{files[3]}:1 +0x1d",
+        f"{files[3]}:1: error",  # a linter was asked for that file
+    ]
+    assert places_in(lines) == ([lines[0], lines[1], lines[7]], 5)
+
+
 def test_traces_are_sifted() -> None:
     lines = [
         "Traceback (most recent call last):",

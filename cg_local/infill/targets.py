@@ -37,7 +37,11 @@ _TRACES = (
     re.compile(rf".*\bpanicked at (?:'.*', )?{_PLACE}:?"),  # Rust
     re.compile(r"\s*at .+ in (?P<file>.+):line (?P<line>[0-9]{1,9})(?P<column>)"),  # .NET
     re.compile(r"\s+from (?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>):in .*"),  # Ruby
+    re.compile(r"\t(?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>) \+0x[0-9a-f]+"),  # Go
 )
+# Lines of traces that look like any other report: pytest's, and Ruby's first one.
+_FRAME = re.compile(r":[0-9]+: ?in \S")
+_FOREIGN_FOLDERS = frozenset(("site-packages", "dist-packages", "node_modules"))
 _ODD_COLUMN = -1
 """In place of a column with something behind it that no program prints."""
 
@@ -79,7 +83,8 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
     """Choose the lines of another program's output that name a place, each place once.
 
     A line with anything behind the place counts only if the file exists: words with a number behind a colon occur in
-    much that programs print.
+    much that programs print. A stack trace goes through libraries, which nobody wants filled: its lines count where
+    the file lies in the current folder or its git work tree, and in no folder of installed packages.
 
     Returns:
         The lines, in order, and how many others there are, empty ones left out.
@@ -93,11 +98,28 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
         except ValueError:
             num_others += bool(line.strip())
             continue
-        if exists(place.file) or _BARE.fullmatch(line.strip()):
+        if _is_frame(line) and not _is_own(place.file):
+            num_others += 1
+        elif exists(place.file) or _BARE.fullmatch(line.strip()):
             chosen.setdefault(place, line)
         else:
             num_others += 1
     return list(chosen.values()), num_others
+
+
+def _is_frame(line: str) -> bool:
+    line = _ESCAPES.sub("", line).rstrip("\r\n")
+    return bool(_FRAME.search(line)) or any(trace.fullmatch(line) for trace in _TRACES)
+
+
+def _is_own(file: str) -> bool:
+    from cg_local.repository.work_tree import find_work_tree
+
+    here = Path.cwd()
+    tree = find_work_tree(here / "file")
+    root = (tree.root if tree.is_git else here).resolve()
+    path = Path(file).resolve()
+    return path.is_relative_to(root) and not _FOREIGN_FOLDERS & set(path.relative_to(root).parts)
 
 
 def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
