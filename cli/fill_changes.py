@@ -171,8 +171,16 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         _check_file(word)
     undone = _journal().undo(count, [Path(file) for file in files], is_dry=is_dry)
     paths = DiffPaths.of([undo.write.file for undo in undone])
-    for undo in undone:
-        _tell(undo, _difference(undo, paths) if is_dry else None, as_json=as_json)
+    try:
+        for undo in undone:
+            _tell(undo, _difference(undo, paths) if is_dry else None, as_json=as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the files are as they are whether anybody can be told or not
+        done = dict.fromkeys(_relative(undo.write.file) for undo in undone if undo.error is None and not is_dry)
+        told = f"; taken back all the same: {', '.join(done)}" if done else ""
+        report_error(f"{error.filename}: {error.strerror}{told}")
+        raise typer.Exit(1) from error
     if is_dry:
         paths.tell()
     num_writes = len({undo.write.group for undo in undone})

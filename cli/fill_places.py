@@ -175,6 +175,10 @@ def _listed() -> list[str]:
         notice("places are read from the keyboard, one a line; end with Ctrl-D")
     lines = sys.stdin.buffer.read(MAX_SOURCE_BYTES).decode("utf-8", "surrogateescape").splitlines()
     texts, num_others = places_in(lines)
+    if not lines:
+        raise SourceFileError(
+            "standard input: empty, so there is no place to fill; pipe lines that begin with FILE:LINE"
+        )
     if not texts:
         raise SourceFileError(
             f"standard input: no line of {len(lines)} names a place in a file; give FILE:LINE, as `grep -Hn` prints it"

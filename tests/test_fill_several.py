@@ -186,6 +186,13 @@ def test_list_on_standard_input_is_filled(home: Path, folder: Path, model: Local
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected, b"")
 
 
+def test_empty_list_is_told(home: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    done = inside.run("fill", "-", home=home)
+    message = b"standard input: empty, so there is no place to fill; pipe lines that begin with FILE:LINE"
+    assert (done.returncode, done.stderr) == (1, b"cg-local: error: " + message + b"\n")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("option", ["--diff", "--json"])
 def test_file_that_is_written_though_nothing_can_be_printed_is_told(home: Path, folder: Path, option: str) -> None:
