@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cg_local.cli import fill_options, options
+from cg_local.cli.app import INTERRUPTED
 from cg_local.cli.fill_answers import (
     NO_ANSWER,
     FillAnswers,
@@ -172,6 +173,9 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
 def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place], limit: int) -> None:
     prompts: Prompts = {}
     computed = compute_together(places, partial(_start, given, loaded, prompts), limit)
+    is_interrupted = len(computed) < len(places)
+    if is_interrupted and (given.diff or given.write):  # half of the changes is not what was asked for
+        raise typer.Exit(INTERRUPTED)
     sifted = {n: sift([each], each, given.min_prob) for n, each in computed.items() if not isinstance(each, str)}
     hidden = [number for number, answers in sifted.items() if not answers.results]
     for number, answers in sifted.items():
@@ -182,6 +186,8 @@ def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place],
         tell_hidden(sifted[number], given.min_prob, places[number].name)
     delivery = _delivery(given, loaded, prompts, lambda result: sift([result], result, given.min_prob))
     delivery.deliver(places, computed, hidden)
+    if is_interrupted:
+        raise typer.Exit(INTERRUPTED)
     if hidden:
         raise typer.Exit(NO_ANSWER)
 

@@ -40,6 +40,9 @@ def compute_together(places: Sequence[Place], start: Start, limit: int) -> Answe
         places: what was asked for.
         start: begins an answer.
         limit: answers under way at the same time.
+
+    Returns:
+        What there is; an interrupt leaves out the answers that have not ended.
     """
     from cg_local.answers import read_together
 
@@ -52,6 +55,8 @@ def compute_together(places: Sequence[Place], start: Start, limit: int) -> Answe
         for number, answer in read_together(starts, limit):
             status.show(f"{len(answers) + 1} of {len(numbers)} places filled")
             answers[numbers[number]] = str(answer) if isinstance(answer, Exception) else answer
+    except KeyboardInterrupt:
+        pass
     finally:
         status.clear()
     return answers | {number: answers[first] for number, first in repeated.items() if first in answers}
@@ -131,7 +136,7 @@ class Delivery:
         for number, place in enumerate(places):
             error: dict[str, object] = {"error": outcome.errors[number]} if number in outcome.errors else {}
             if number not in outcome.filled:
-                print_error(place.name, outcome.errors.get(number, "not filled"))
+                print_error(place.name, outcome.errors.get(number, "interrupted"))
                 continue
             members: dict[str, object] = {"written": number in change_of and not error} if self.is_write else {}
             if self.is_diff:

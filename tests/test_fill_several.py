@@ -7,15 +7,16 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import command_line
 import pytest
 from command_line import Inside
 
 import cg_local
-from cg_local import SamplingParams
+from cg_local import SamplingParams, answers
 from cg_local.runtime import LocalModel
 
 LIVELY = ("--temperature", "3", "--seed", "11", "--max-tokens", "12", "--mode", "block")
@@ -184,6 +185,29 @@ def test_list_on_standard_input_is_filled(home: Path, folder: Path, model: Local
     )
     expected = under("b.py:2:7", b) + under("a.py:2:10", a)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected, b"")
+
+
+@pytest.mark.parametrize("option", ["--json", "--diff", "--write"])
+def test_interrupt_keeps_the_answers_that_are_there_and_changes_nothing(
+    home: Path, folder: Path, model: LocalModel, inside: Inside, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    read_together = answers.read_together
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        yield next(read_together(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers, "read_together", interrupted)
+    before = home.joinpath("b.py").read_bytes()
+    done = inside.run("fill", "b.py:2", "b.py:1", option, "--model", str(folder), *LIVELY, home=home)
+    assert (done.returncode, done.stderr, home.joinpath("b.py").read_bytes()) == (130, b"", before)
+    documents = [json.loads(line) for line in done.stdout.splitlines()] if option == "--json" else []
+    if not documents:
+        assert done.stdout == b""
+        return
+    ended, other = sorted(documents, key=lambda document: "error" in document)
+    assert ended["candidates"][0]["stop_reason"] != "interrupted"
+    assert other == {"target": other["target"], "error": "interrupted"}
 
 
 def test_empty_list_is_told(home: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
