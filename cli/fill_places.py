@@ -142,12 +142,17 @@ def read_places(words: Sequence[str], path: str | None) -> Places:
     _refuse_missing_colon(words)
     read = functools.cache(read_text)
     places: list[Place | BadPlace] = []
+    seen = set()
     for text in _listed() if is_list(words) else words:
         if text == STANDARD_INPUT:
             places.append(BadPlace(text, "'-' reads a list of places and stands alone", is_usage=True))
             continue
         try:
-            places.append(_place(parse_place(text), path, read))
+            place = _place(parse_place(text), path, read)
+            # Programs name one place in several ways: Node by its line and, below that, with its column.
+            if not is_list(words) or place.key not in seen:
+                places.append(place)
+            seen.add(place.key)
         except SourceFileError as error:
             places.append(BadPlace(text.strip(), str(error), cause=error))
         except ValueError as error:

@@ -177,7 +177,7 @@ def test_several_places_show_what_each_would_alone(home: Path, folder: Path, ins
 
 
 def test_list_on_standard_input_is_filled(home: Path, folder: Path, model: LocalModel) -> None:
-    listed = b'b.py:2:# here\nBinary file x.o matches\n\n  File "a.py", line 2, in f\n'
+    listed = b'b.py:2:# here\nb.py:2:7\nBinary file x.o matches\n\n  File "a.py", line 2, in f\n'
     done = command_line.run("fill", "-", "--model", str(folder), *LIVELY, home=home, stdin=listed)
     b, a = (
         answer(model, "x = 1\n# here", "\ny = 2\n", "b.py"),
