@@ -59,6 +59,9 @@ README_ROWS = (
     ("`q8`, imp", "nano-q8-imp", "int8"),
     ('`q8`, imp, `activations="int16"`', "nano-q8-imp", "int16"),
 )
+# What 8-bit K and V add is shown of these: the weights nearest to the published ones, of which little else is seen.
+KV_MODELS = ("nano-q8-imp", "q8_0")
+KV_DTYPES = ("float16", "int8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--work", type=Path, required=True, help="folder for the models made here")
     measuring.add_argument("--tokens", type=int, default=40_960)
     measuring.add_argument("--window", type=int, default=512)
-    measuring.add_argument("--kv-dtypes", default="float16,int8")
+    measuring.add_argument("--kv-dtypes", default="float16", help="K and V of every model")
+    measuring.add_argument("--kv-models", default=",".join(KV_MODELS), help="those of the models also run with int8")
     measuring.add_argument("--activations", default="int8,int16")
     measuring.add_argument("--output", type=Path)
     text = commands.add_parser("text", help="print the Markdown of a result")
@@ -113,10 +117,34 @@ def measured(options: argparse.Namespace) -> None:
         baselines=baselines,
     )
     document = measure(opened, Places(texts), models, chosen, say=say)
+    some = [model for model in models if model.name in options.kv_models.split(",")]
+    if some:
+        ways = Options(kv_dtypes=KV_DTYPES, peer_python=options.peer_python)
+        document = with_kv(document, measure(opened, Places(texts), some, ways, say=say))
     document = {**document, "window_tokens": options.window, "machine": machine_card()}
     write_stored(document, output)
     write_plot(document, output.with_suffix(".svg"))
     print(report(document))
+
+
+def with_kv(document: Document, other: Document) -> Document:
+    """Return a result with another's comparisons of 8-bit K and V beside each model's own.
+
+    Args:
+        document: of all models.
+        other: of some of them, on the same tokens.
+    """
+    found = {model["name"]: list(_of_kv(model)) for model in other["models"]}
+    models = [
+        {**model, "comparisons": [*model["comparisons"], *found.get(model["name"], [])]} for model in document["models"]
+    ]
+    return {**document, "models": models}
+
+
+def _of_kv(model: Document) -> Iterator[Document]:
+    for comparison in model["comparisons"]:
+        if comparison.get("kv_dtype") == "int8" and "added_kl" in comparison:
+            yield comparison
 
 
 def write_stored(document: Document, path: Path) -> None:
@@ -236,7 +264,8 @@ def markdown(document: Document) -> str:
         cells.append(f"{(run or plain)['groups'][group]['top1_agreement']['value']:.1%}" if run or plain else "-")
         cells.append(ratio_text(model, run or plain, group, sizes))
         lines.append("| " + " | ".join(cells) + " |")
-    return introduction(document, group) + "\n\n" + "\n".join(lines)
+    added = [f"K and V in 8 bits add {text} to {name}." for name, text in added_by_kv(document, group).items()]
+    return "\n".join([introduction(document, group), "", *lines, *([""] if added else []), *added])
 
 
 def readme_text(document: Document) -> str:
@@ -267,7 +296,36 @@ def readme_text(document: Document) -> str:
         cells += [with_interval(found["groups"][group]["kl_mean"]) if found else "-" for found in (plain, run)]
         cells.append(ratio_text(model, run, group, sizes))
         lines.append("| " + " | ".join(cells) + " |")
+    lines += kv_rows(document, group)
     return introduction(document, group) + "\n\n" + "\n".join(lines)
+
+
+def kv_rows(document: Document, group: str) -> list[str]:
+    """Return README's row of 8-bit K and V: what they add to this project's weights, and to llama.cpp's.
+
+    None in a result that was measured without.
+    """
+    models = {model["name"]: model for model in document["models"]}
+    ours, theirs = KV_MODELS
+    added = added_by_kv(document, group)
+    if not {ours, theirs} <= added.keys():
+        return []
+    run = next(_of_kv(models[ours]))["groups"][group]["kl_mean"]
+    cells = ["`q8`, imp, int8 K and V", f"{models[ours]['bits_per_weight']:.2f}", "-", with_interval(run)]
+    cells.append(f"adds {added[ours]}; llama.cpp's q8_0 K and V to Q8_0: {added[theirs]}")
+    return ["| " + " | ".join(cells) + " |"]
+
+
+def added_by_kv(document: Document, group: str) -> dict[str, str]:
+    """Return, by model, what 8-bit K and V add to its divergence, with the paired interval."""
+    found = {}
+    for model in document["models"]:
+        for comparison in _of_kv(model):
+            added = comparison["added_kl"][group]
+            digits = max(0, 1 - math.floor(math.log10(max(added["high"] - added["low"], 1e-9) / 2)))
+            low, high = (f"{added[name]:.{digits}f}" for name in ("low", "high"))
+            found.setdefault(model["name"], f"{added['value']:.{digits}f} ({low} to {high})")
+    return found
 
 
 def introduction(document: Document, group: str) -> str:
@@ -275,7 +333,8 @@ def introduction(document: Document, group: str) -> str:
     scored, documents = document["num_scored"][group], document["num_documents"][group]
     return (
         f"KL divergence from {document['reference']['name']}'s published weights in float32, in nats a token, over "
-        f"{scored:,} held-out\ntokens of code and gaps in {documents} files, with 95 % intervals over files."
+        f"{scored:,} held-out "
+        f"tokens of code and gaps in {documents} files, with 95 % intervals over files."
     )
 
 

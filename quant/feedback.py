@@ -17,6 +17,7 @@ a diagonal and directions follows from it by the Sherman-Morrison formula.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,14 @@ from numpy.typing import NDArray
 from cg_local.kernels.cache_folder import caching_for
 
 with caching_for(Path(__file__).parent):
-    from cg_local.quant import feedback_kernels
+    from cg_local.quant import feedback_kernels, revision_kernels
+    from cg_local.quant.lanes import PANEL
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 # Share of the mean of H's diagonal that is added to the diagonal. Source: Frantar et al., section 3.3, step 3.
 DAMPING = 0.01
+INVERTED_WHOLE = 64  # columns of a triangular matrix below which cutting it costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -74,27 +77,32 @@ class DenseFeedback:
 
     Attributes:
         order: int64 [columns]: within a block, falling diagonal of H.
-        factors: of each block of columns, float32 [n, n]: row j holds, left of its diagonal, by how much each column
-            before j in the order, with an error of 1, moves column j.
+        factors: of each block of columns, float32 [n / PANEL, n, PANEL]: element [p, i, j] is by how much column i in
+            the order, with an error of 1, moves a later one, p * PANEL + j; 0 for those that are not later.
+        products: of each block, float32 [n / PANEL, n, PANEL]: element [p, i, j] is H[i, p * PANEL + j], with damping.
     """
 
     order: NDArray[np.int64]
     factors: tuple[Floats, ...]
+    products: tuple[Floats, ...]
 
     @classmethod
     def of(cls, blocks: tuple[Doubles, ...]) -> DenseFeedback:
         """Prepare the feedback.
 
         Args:
-            blocks: float64 [n, n] each, positive semidefinite: the blocks along the diagonal of H.
+            blocks: float64 [n, n] each, positive semidefinite: the blocks along the diagonal of H; n is a multiple of
+                PANEL.
         """
-        orders, factors, start = [], [], 0
+        orders, factors, products, start = [], [], [], 0
         for block in blocks:
             order = np.argsort(-np.diag(block), kind="stable")
             orders.append(order + start)
-            factors.append(_feedback_factor(block[np.ix_(order, order)]))
+            factor, damping = _feedback_factor(block[np.ix_(order, order)])
+            factors.append(_panels(factor.T))
+            products.append(_panels((block + damping * np.eye(len(block))).astype(np.float32)))
             start += len(block)
-        return cls(np.concatenate(orders), tuple(factors))
+        return cls(np.concatenate(orders), tuple(factors), tuple(products))
 
     def round(self, x: Floats, scales: Floats, values: Floats, codes: NDArray[np.int8]) -> None:
         """Round rows.
@@ -105,25 +113,67 @@ class DenseFeedback:
             values: float32 [n], the grid in ascending order.
             codes: int8 [rows, columns], receives indices into values, as the lower 8 bits.
         """
-        start = 0
-        for factor in self.factors:
-            stop = start + len(factor)
-            order = self.order[start:stop]
-            feedback_kernels.round_dense(x, scales, values, order, factor, codes)
-            start = stop
+        for factor, (start, stop) in zip(self.factors, self._extents, strict=True):
+            order, middles = self.order[start:stop], _middles(values)
+            feedback_kernels.round_dense(x, scales, values, middles, order, factor, codes)
+
+    def revise(
+        self, x: Floats, candidates: Floats, values: Floats, chosen: NDArray[np.uint8], codes: NDArray[np.int8]
+    ) -> None:
+        """Let the error of rows fall by other scales and codes, group by group, the rest of the row as it stands.
+
+        Args:
+            x, values: as in `round`.
+            candidates: float32 [n, rows, groups], scales that a group may have.
+            chosen: uint8 [rows, groups], the index of each group's scale, receives the new ones.
+            codes: int8 [rows, columns], indices into values, receives the new ones.
+        """
+        for products, (start, stop) in zip(self.products, self._extents, strict=True):
+            revision_kernels.revise(x, candidates, values, _middles(values), start, stop, products, chosen, codes)
+
+    @property
+    def _extents(self) -> list[tuple[int, int]]:
+        """First column and end of each block."""
+        edges = np.cumsum([0, *(factor.shape[1] for factor in self.factors)]).tolist()
+        return list(pairwise(edges))
 
 
 Feedback = LowRankFeedback | DenseFeedback
 
 
-def _feedback_factor(h: Doubles) -> Floats:
-    """Return row j = the weights with which earlier columns' errors move column j, from H in the order of rounding."""
-    damping = DAMPING * np.diag(h).mean() or 1.0
+def _middles(values: Floats) -> Floats:
+    middles: Floats = (values[1:] + values[:-1]) * np.float32(0.5)
+    return middles
+
+
+def _panels(matrix: Floats) -> Floats:
+    """Cut a matrix into panels of PANEL columns, each contiguous."""
+    return np.ascontiguousarray(matrix.reshape(len(matrix), -1, PANEL).transpose(1, 0, 2))
+
+
+def _feedback_factor(h: Doubles) -> tuple[Floats, float]:
+    """Return row j = the weights with which earlier columns' errors move column j, from H in the order of rounding.
+
+    Also returns what was added to the diagonal."""
+    damping = float(DAMPING * np.diag(h).mean() or 1.0)
     while True:
         try:
-            inverse = np.linalg.inv(h + damping * np.eye(len(h)))
-            upper = np.linalg.cholesky(inverse).T
+            # From H = R R' with R upper triangular follows H^-1 = U' U with U = R^-1, upper triangular, too.
+            lower = np.linalg.cholesky((h + damping * np.eye(len(h)))[::-1, ::-1])
             break
         except np.linalg.LinAlgError:
             damping *= 10  # ends: with as much as the largest eigenvalue nothing is singular
-    return np.ascontiguousarray((upper / np.diag(upper)[:, None]).T.astype(np.float32))
+    upper = _inverse_of_upper(np.asarray(lower[::-1, ::-1], np.float64))
+    return np.ascontiguousarray((upper / np.diag(upper)[:, None]).T.astype(np.float32)), damping
+
+
+def _inverse_of_upper(matrix: Doubles) -> Doubles:
+    """Invert an upper triangular matrix by halves: a fifth of the work of inverting it as any other."""
+    if len(matrix) <= INVERTED_WHOLE:
+        return np.triu(np.linalg.inv(matrix))
+    half = len(matrix) // 2
+    inverse = np.zeros_like(matrix)
+    inverse[:half, :half] = _inverse_of_upper(matrix[:half, :half])
+    inverse[half:, half:] = _inverse_of_upper(matrix[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ (matrix[:half, half:] @ inverse[half:, half:])
+    return inverse

@@ -9,9 +9,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cg_local.packing import TILE_ROWS
+from cg_local.quant.lanes import LANES, PANEL, add_products, nearest_values, panel_sums
 
-LANES = TILE_ROWS
+INDEX_OFFSET = 128  # values of a grid are integers from -INDEX_OFFSET below INDEX_OFFSET
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -74,24 +74,56 @@ def round_low_rank(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def round_dense(x: Floats, scales: Floats, values: Floats, order: Indices, factor: Floats, codes: Codes) -> None:
-    """Round the columns of one block with the feedback of its factor; arguments as in `feedback`."""
-    group = x.shape[1] // scales.shape[1]
-    errors = np.empty((len(order), LANES), np.float32)
-    target = np.empty(LANES, np.float32)
+def round_dense(
+    x: Floats, scales: Floats, values: Floats, middles: Floats, order: Indices, panels: Floats, codes: Codes
+) -> None:
+    """Round the columns of one block with the feedback of its factor; arguments as in `feedback`.
+
+    The columns of a panel take the errors of all those before it at once, and those of the panel one by one.
+    """
+    group, count = x.shape[1] // scales.shape[1], len(order)
+    weights, wide = np.empty((count, LANES), np.float32), np.empty((count, LANES), np.float32)
+    errors, taken = np.empty((count, LANES), np.float32), np.empty((count, LANES), np.float32)
+    sums, ratio = np.empty((PANEL, LANES), np.float32), np.empty(LANES, np.float32)
+    indices = indices_of(values)
     for row in range(0, x.shape[0], LANES):
         lanes = min(LANES, x.shape[0] - row)
-        for position in range(len(order)):
-            j = order[position]
-            for lane in range(LANES):
-                target[lane] = 0.0
-            for before in range(position):
-                weight = factor[position, before]
+        weights[:] = wide[:] = 0.0
+        for lane in range(lanes):
+            for position in range(count):
+                weights[position, lane] = x[row + lane, order[position]]
+                wide[position, lane] = scales[row + lane, order[position] // group]
+        for start in range(0, count, PANEL):
+            panel = panels[start // PANEL]
+            panel_sums(panel, errors, 0, start, sums, 0)
+            for i in range(PANEL):
+                position = start + i
                 for lane in range(LANES):
-                    target[lane] -= weight * errors[before, lane]
-            for lane in range(lanes):
-                target[lane] += x[row + lane, j]
-            _round(x, scales, values, row, lanes, j, group, target, errors[position], codes)
+                    weights[position, lane] -= sums[i, lane]
+                divide(weights[position], wide[position], ratio)
+                nearest_values(ratio, values, middles, taken[position])
+                for lane in range(LANES):
+                    errors[position, lane] = weights[position, lane] - taken[position, lane] * wide[position, lane]
+                add_products(panel[position], i + 1, errors[position], sums, 0)
+        for lane in range(lanes):
+            for position in range(count):
+                codes[row + lane, order[position]] = indices[np.int64(taken[position, lane]) + INDEX_OFFSET]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def indices_of(values: Floats) -> Indices:
+    """Return the index of each value at INDEX_OFFSET + value."""
+    indices = np.zeros(2 * INDEX_OFFSET, np.int64)
+    for index in range(len(values)):
+        indices[np.int64(values[index]) + INDEX_OFFSET] = index
+    return indices
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide(weights: Floats, scales: Floats, ratios: Floats) -> None:
+    """Set ratios to weights / scales, all float32 [LANES]; 0 where the scale is 0."""
+    for lane in range(LANES):
+        ratios[lane] = weights[lane] / scales[lane] if scales[lane] != 0.0 else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

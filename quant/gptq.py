@@ -31,7 +31,7 @@ from cg_local.quant.feedback import DenseFeedback
 from cg_local.quant.hidden_states import FINAL_NORM, embedded
 from cg_local.quant.importance import capped_rows, input_name
 from cg_local.quant.schemes import GAIN_FORMAT, TensorPlan
-from cg_local.reference import attention_branch, feed_forward_branch, rms_norm, rotary_table
+from cg_local.reference import attention_branch, feed_forward_branch, linear, rms_norm, rotary_table
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -117,6 +117,7 @@ class _Stream:
         self._finished: set[str] = set()
         self._held: dict[str, Floats] = {}
         self._wanted: str | None = None
+        self._last: tuple[str, list[Floats]] = "", []  # name and inputs of the matrix that ends the half in work
         self._half = 0  # halves of layers that the stream has passed: attention, feed-forward, attention, ...
 
     @property
@@ -155,9 +156,16 @@ class _Stream:
         self._advance(half)
         self._wanted = name
         try:
-            return [self._found(half, x) for x in self._states]
+            found = [self._found(half, x) for x in self._states]
         finally:
             self._wanted = None
+        if name == self._last_matrix(half):
+            self._last = name, found
+        return found
+
+    def _last_matrix(self, half: int) -> str:
+        layer, is_feed_forward = divmod(half, 2)
+        return f"model.layers.{layer}." + ("mlp.down_proj.weight" if is_feed_forward else "self_attn.o_proj.weight")
 
     def _found(self, half: int, x: Floats) -> Floats:
         try:
@@ -171,8 +179,12 @@ class _Stream:
         if not self._half:
             self._resume(half)
         while self._half < half:
+            name, inputs = self._last
+            is_known = name == self._last_matrix(self._half)  # a half's output is then one product away
             for index, x in enumerate(self._states):
-                self._states[index] = x + self._branch(self._half, x)
+                added = linear(inputs[index], self.tensor(name)) if is_known else self._branch(self._half, x)
+                self._states[index] = x + added
+            self._last = "", []
             self._held.clear()
             self._half += 1
             self._keep()

@@ -88,6 +88,40 @@ def test_markdown_has_a_row_for_each_model_by_size(table: ModuleType) -> None:
     assert lines[-1] == "| llama.cpp q4_k_m | 2.00 | 4.50 | 0.0200 ± 0.0020 | - | 95.0% |  |"
 
 
+def end_to_end(kv_dtype: str, kl: float, **more: Any) -> dict[str, Any]:
+    """Return a comparison of a model as an engine runs it."""
+    groups = {"code+fim": {"kl_mean": {"value": kl, "low": kl - 1e-5, "high": kl + 1e-5}}}
+    return {"comparison": "end to end", "kv_dtype": kv_dtype, "activations": "int8", "groups": groups, **more}
+
+
+def test_8_bit_k_and_v_are_shown_with_what_they_add_on_both_sides(table: ModuleType) -> None:
+    stored = table.read(table.RESULTS / "quality-nano.json")
+    bare = [{**each, "comparisons": [c for c in each["comparisons"] if c.get("kv_dtype") != "int8"]}
+            for each in stored["models"]]  # fmt: skip
+    stored = {**stored, "models": bare}
+    assert not table.kv_rows(stored, "code+fim")
+    added = [
+        {"code+fim": {"value": value, "low": value - 1e-5, "high": value + 1.23e-5}} for value in (4.44e-5, 6.66e-5)
+    ]
+    others = [
+        {"name": name, "comparisons": [end_to_end("float16", 0.0006), end_to_end("int8", kl, added_kl=more)]}
+        for name, kl, more in zip(table.KV_MODELS, (0.00064, 0.0007), added, strict=True)
+    ]
+    document = table.with_kv(stored, {"models": others})
+    by_name = {each["name"]: each for each in document["models"]}
+    for name in table.KV_MODELS:
+        before = next(each for each in bare if each["name"] == name)
+        assert by_name[name]["comparisons"][:-1] == before["comparisons"]
+    assert by_name["q4_0"] in bare
+    ours, theirs = "0.000044 (0.000034 to 0.000057)", "0.000067 (0.000057 to 0.000079)"
+    row = f"| `q8`, imp, int8 K and V | 8.27 | - | 0.000640 ± 0.000010 | adds {ours}; "
+    row += f"llama.cpp's q8_0 K and V to Q8_0: {theirs} |"
+    assert table.readme_text(document) == table.readme_text(stored) + "\n" + row
+    text = table.markdown(document)
+    assert f"K and V in 8 bits add {ours} to nano-q8-imp." in text
+    assert f"K and V in 8 bits add {theirs} to q8_0." in text
+
+
 def test_stored_result_is_read_again_with_six_digits(table: ModuleType, tmp_path: Path) -> None:
     made = document(model("nano-q4", "model folder", 1000, 1 / 3), model("q4_0", "GGUF", 2000, 0.25))
     table.write_stored(made, tmp_path / "result.json")

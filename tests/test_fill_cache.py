@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 import cg_local
 from cg_local import SamplingParams
+from cg_local.cli.session import keep_fill
 from cg_local.kv_store import KVStore
 from cg_local.model import Model
 from cg_local.prompts import infill_prompt
@@ -180,10 +182,35 @@ def test_command_keeps_long_prompts_and_no_cache_neither_reads_nor_writes(tmp_pa
     assert cached_tokens(run(tmp_path, *command)) == 0
 
 
-def test_command_does_not_keep_a_prompt_that_is_computed_at_once(tmp_path: Path, folder: Path) -> None:
-    tmp_path.joinpath("a.py").write_text("def f(x):\n    y = 1\n    return y\n")
-    command = ("fill", "a.py:2", "--model", str(folder), "--max-tokens", "4")
-    run(tmp_path, *command)  # the first one may compile, which takes long enough
-    run(tmp_path, "cache", "--clear")
-    assert run(tmp_path, *command).returncode == 0
-    assert json.loads(run(tmp_path, "cache", "--json").stdout)["kv"]["entries"] == []
+@pytest.mark.parametrize(
+    ("prompt_tokens", "cached_tokens", "seconds", "stop_reason", "kept"),
+    [
+        (200, 0, 0.1, "separator", False),
+        (600, 400, 0.1, "separator", False),
+        (600, 344, 0.1, "separator", True),
+        (200, 0, 0.5, "max_tokens", True),
+        (20, 0, 0.1, "interrupted", True),
+    ],
+)
+def test_what_is_computed_at_once_is_not_kept(
+    folder: Path,
+    store: KVStore,
+    prompt_tokens: int,
+    cached_tokens: int,
+    seconds: float,
+    stop_reason: str,
+    kept: bool,
+) -> None:
+    model = loaded(folder, store)
+    result = model.infill(HEAD, TAIL, "a.py", params=SamplingParams(max_tokens=1))
+    keep_fill(
+        model,
+        dataclasses.replace(
+            result,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            prefill_seconds=seconds,
+            stop_reason=stop_reason,
+        ),
+    )
+    assert bool(store.entries()) == kept

@@ -129,9 +129,10 @@ def test_quantizer_knows_no_engine() -> None:
     # An importance pack is a file of its own.
     allowed |= {"atomic_file"}
     for file in files_of("quant"):
-        # Its search is compiled too, and kept where the kernels are.
+        # Its search is compiled too, kept where the kernels are, and written in the same vectors of LLVM.
         kernels = {module for module in imported_modules(file) if module.startswith("cg_local.kernels")}
-        assert all(module.startswith("cg_local.kernels.cache_folder") for module in kernels), file.path
+        known = ("cg_local.kernels.cache_folder", "cg_local.kernels.llvm_vectors")
+        assert all(module.startswith(known) for module in kernels), file.path
         assert imported_layers(file) - {"kernels"} <= allowed, file.path
 
 

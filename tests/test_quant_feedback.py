@@ -75,6 +75,89 @@ def test_feedback_leaves_a_smaller_error_of_the_output_than_rounding_to_the_near
     assert error_of(x, scales, taken(DenseFeedback.of((h,)), x, scales), h) < 0.5 * error_of(x, scales, plain, h)
 
 
+def revised_by_the_book(x, candidates, chosen, codes, h):
+    """Group after group: for each scale, a sweep of coordinate descent from the codes as they are; the best is kept."""
+    chosen, codes, group = chosen.copy(), codes.copy(), x.shape[1] // candidates.shape[2]
+    for row, column in np.ndindex(len(x), candidates.shape[2]):
+        scales = [candidates[chosen[row, g], row, g] for g in range(candidates.shape[2])]
+        wide, part = np.repeat(scales, group).astype(np.float64), slice(column * group, (column + 1) * group)
+
+        def error(values, row=row):
+            return (values - x[row]) @ h @ (values - x[row])
+
+        now = VALUES[codes[row]] * wide
+        least, start = error(now), codes[row, part].copy()
+        for n, scale in enumerate(candidates[:, row, column].astype(np.float64)):
+            trial, taken = now.copy(), start.copy()
+            trial[part] = VALUES[taken] * scale
+            for i in range(group):
+                j = part.start + i
+                taken[i] = nearest(trial[j] - (h[j] @ (trial - x[row])) / h[j, j], scale)
+                trial[j] = VALUES[taken[i]] * scale
+            if error(trial) < least:
+                least, chosen[row, column], codes[row, part] = error(trial), n, taken
+    return chosen, codes
+
+
+def revision(group=16, rows=21):
+    """A feedback with its damped H in two blocks, and rows rounded with the middle one of five scales each."""
+    x, scales, h = problem(rows=rows, group=group)
+    blocks = (h[:32, :32], h[32:, 32:])
+    feedback, whole = DenseFeedback.of(blocks), np.zeros_like(h)
+    for block, part in zip(blocks, (slice(0, 32), slice(32, 64)), strict=True):
+        whole[part, part] = block + DAMPING * np.diag(block).mean() * np.eye(32)
+    candidates = np.stack([scales * np.float32(factor) for factor in (0.9, 0.96, 1.0, 1.05, 1.1)])
+    return feedback, whole, x, candidates, np.full(scales.shape, 2, np.uint8), taken(feedback, x, scales)
+
+
+@pytest.mark.parametrize("group", [16, 32])
+def test_revision_is_coordinate_descent_over_groups(group):
+    feedback, h, x, candidates, chosen, codes = revision(group)
+    expected_chosen, expected_codes = revised_by_the_book(x, candidates, chosen, codes, h)
+    feedback.revise(x, candidates, VALUES, chosen, codes)
+    assert (expected_chosen != 2).mean() > 0.2
+    assert (chosen == expected_chosen).mean() > 0.99  # float32 sums choose otherwise between equals now and then
+    assert (codes == expected_codes).mean() > 0.99
+
+
+def test_revision_never_raises_a_rows_error():
+    feedback, h, x, candidates, chosen, codes = revision(rows=64)
+
+    def errors():
+        scales = np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
+        difference = VALUES[codes] * np.repeat(scales, 16, axis=1).astype(np.float64) - x
+        return np.einsum("ri,ij,rj->r", difference, h, difference)
+
+    found = [errors()]
+    for _ in range(12):
+        feedback.revise(x, candidates, VALUES, chosen, codes)
+        found.append(errors())
+        assert (found[-1] <= found[-2] * (1 + 1e-6)).all()
+    assert found[1].sum() < 0.97 * found[0].sum()
+    before = chosen.copy(), codes.copy()
+    feedback.revise(x, candidates, VALUES, chosen, codes)
+    np.testing.assert_array_equal((chosen == before[0]).mean(), 1.0)  # at a minimum nothing moves any more
+    np.testing.assert_array_equal(codes, before[1])
+
+
+def test_a_rows_revision_depends_on_that_row_alone():
+    feedback, _, x, candidates, chosen, codes = revision(rows=37)
+    some, some_codes = chosen[5:22].copy(), codes[5:22].copy()
+    feedback.revise(x, candidates, VALUES, chosen, codes)
+    feedback.revise(x[5:22].copy(), candidates[:, 5:22].copy(), VALUES, some, some_codes)
+    np.testing.assert_array_equal(some, chosen[5:22])
+    np.testing.assert_array_equal(some_codes, codes[5:22])
+
+
+def test_revision_leaves_scales_of_zero_to_zeros():
+    feedback, _, x, candidates, chosen, codes = revision()
+    candidates[:, 3] = 0.0
+    x[3] = 0.0
+    with np.errstate(all="raise"):
+        feedback.revise(x, candidates, VALUES, chosen, codes)
+    assert (chosen[3] == 2).all()
+
+
 def test_blocks_are_rounded_each_by_itself():
     x, scales, h = problem()
     blocks = (h[:32, :32], h[32:, 32:])

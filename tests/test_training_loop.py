@@ -122,6 +122,17 @@ def test_interrupted_run_gives_bit_identical_weights(tmp_path: Path, monkeypatch
     assert_same_weights(whole, resumed)
 
 
+def test_log_line_of_several_steps_counts_the_tokens_of_all(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", 5).run()
+    rare = replace(TINY, run=replace(TINY.run, log_steps=3))
+    run = train.Trainer(rare, tmp_path / "rare", stream(), stream(), train.Clock(5, lambda: 0.0))
+    state = run.run()
+    lines = [json.loads(line) for line in (tmp_path / "rare" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [3, 5]
+    assert state.tokens == whole.tokens == lines[-1]["tokens"]
+    assert_same_weights(whole, state)
+
+
 def test_run_cut_where_the_row_length_changes_goes_on_as_the_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,3 +101,8 @@ def open_streams(corpus: Path, tokenizer: Path, recipe: Recipe) -> tuple[BatchSt
         BatchStream(train, encode, recipe.data, recipe.run.seed),
         BatchStream(held_out, encode, recipe.data, recipe.run.seed + 1_000_000),
     )
+
+
+def open_training_stream(corpus: Path, tokenizer: Path, recipe: Recipe) -> BatchStream:
+    """The training stream alone; see `open_streams`."""
+    return open_streams(corpus, tokenizer, recipe)[0]

@@ -16,6 +16,7 @@ import numpy as np
 
 from cg_local.errors import TrainingError
 from cg_local.jax_backend.layers import LAYER_NAMES, decoder_layer, rms_norm, rotary_angles, rotate
+from cg_local.training.products import matmul
 
 Params = dict[str, jax.Array]
 """Weights by short name; matrices are [input_size, output_size], the transpose of the published layout."""
@@ -113,20 +114,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, document_ids: jax.Array, ch
         rows = rows.reshape(batch, -1, (end - start) * groups, head_dim) * head_dim**-0.5
         mask = document_ids[:, start:end, None] == document_ids[:, None, :end]
         mask &= jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-        scores = jnp.matmul(rows, k[..., :end]).reshape(batch, -1, end - start, groups, end)
+        scores = matmul(rows, k[..., :end]).reshape(batch, -1, end - start, groups, end)
         weights = jax.nn.softmax(jnp.where(mask[:, None, :, None, :], scores, MASKED), axis=-1)
-        mixed = jnp.matmul(weights.reshape(batch, -1, (end - start) * groups, end), v[:, :, :end])
+        mixed = matmul(weights.reshape(batch, -1, (end - start) * groups, end), v[:, :, :end])
         mixed = mixed.reshape(batch, -1, end - start, groups, head_dim).transpose(0, 2, 1, 3, 4)
         outputs.append(mixed.reshape(batch, end - start, num_heads * head_dim))
     return jnp.concatenate(outputs, axis=1)
+
+
+def attention_chunk() -> int:
+    """Queries that `attend` handles together: 64 measured best on two cores; a GPU wants fewer, larger products."""
+    return 64 if jax.default_backend() == "cpu" else 256
 
 
 def project(x: jax.Array, *weights: jax.Array) -> list[jax.Array]:
     """x @ each of the weights, as one product: narrow matrices alone do not keep the cores busy."""
     widths = [weight.shape[1] for weight in weights]
     if len(weights) == 1:
-        return [x @ weights[0]]
-    parts: list[jax.Array] = jnp.split(x @ jnp.concatenate(weights, axis=1), np.cumsum(widths)[:-1].tolist(), axis=-1)
+        return [matmul(x, weights[0])]
+    joined = matmul(x, jnp.concatenate(weights, axis=1))
+    parts: list[jax.Array] = jnp.split(joined, np.cumsum(widths)[:-1].tolist(), axis=-1)
     return parts
 
 
@@ -136,7 +143,7 @@ def hidden_states(
     token_ids: jax.Array,
     document_ids: jax.Array,
     positions: jax.Array,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> jax.Array:
     """Final hidden states after the last norm.
 
@@ -146,13 +153,14 @@ def hidden_states(
         token_ids: int32 [B, T].
         document_ids: int32 [B, T]; tokens attend within equal ids only.
         positions: int32 [B, T], from 0 at each document's first token.
-        chunk: see `attend`.
+        chunk: see `attend`; None: what suits the device.
 
     Returns:
         float32 [B, T, hidden_size].
 
     Source: transformers, models/gemma/modeling_gemma.py; google/gemma_pytorch, gemma/model.py.
     """
+    chunk = chunk or attention_chunk()
     x = params["embedding"][token_ids] * arch.hidden_size**0.5
     cos, sin = rotary_angles(arch.head_dim, arch.rope_theta, positions)
 
@@ -183,8 +191,12 @@ def token_losses(hidden: jax.Array, embedding: jax.Array, targets: jax.Array) ->
         float32 [N].
     """
     # All logits at once: on two cores, chunks in lax.map run on one thread and take 1.6 times as long in all.
-    scores = hidden @ embedding.T
-    return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+    scores = matmul(hidden, embedding.T)
+    if jax.default_backend() == "cpu":
+        return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+    # A gather's gradient is a scatter into zeros as large as the logits; this one's is computed in passing.
+    is_target = jnp.arange(scores.shape[-1]) == targets[:, None]
+    return jax.nn.logsumexp(scores, axis=-1) - jnp.sum(jnp.where(is_target, scores, 0.0), axis=-1)
 
 
 def batch_losses(

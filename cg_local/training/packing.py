@@ -6,9 +6,10 @@ Invariant: batch number (block, index) depends only on the corpus, the recipe an
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,6 +208,11 @@ class BatchStream:
             rows = order[start : start + num_rows]
             yield Batch(packed.token_ids[rows], packed.document_ids[rows], packed.positions[rows], packed.weights[rows])
 
+    def blocks(self, first: int, num_rows: int, sequence_length: int) -> Iterator[Iterable[Batch]]:
+        """The batches of each block from number `first` on, without end."""
+        for block in itertools.count(first):
+            yield self.batches(block, num_rows, sequence_length)
+
     def batches_from(
         self, position: tuple[int, int], num_rows: int, sequence_length: int
     ) -> Iterator[tuple[tuple[int, int], Batch]]:
@@ -215,15 +221,17 @@ class BatchStream:
         Raises:
             TrainingError: a whole epoch gives not one batch.
         """
-        block, skip = position
+        first, skip = position
         num_empty = 0
-        while num_empty <= self.blocks_per_epoch:
+        for block, batches in enumerate(self.blocks(first, num_rows, sequence_length), start=first):
             num_empty += 1
-            for index, batch in enumerate(self.batches(block, num_rows, sequence_length)):
+            for index, batch in enumerate(batches):
                 num_empty = 0
                 if index >= skip:
                     yield (block, index + 1), batch
-            block, skip = block + 1, 0
+            skip = 0
+            if num_empty > self.blocks_per_epoch:
+                break
         raise TrainingError(
             f"{len(self.files)} files give no batch of {num_rows} rows of {sequence_length} tokens. Name more sources, "
             "or make batch_tokens in [run] smaller or files_per_block in [data] larger."

@@ -36,6 +36,9 @@ class RunRecipe:
         test_share: share of files with "test" in their path that is used; they are many and alike.
         total_steps: length of the run in steps where the command line does not say otherwise; 0: it must.
         compute: "float32", or "auto": the factors of matrix products in bfloat16 on a GPU or TPU, sums in float32.
+        log_steps: steps between two lines of the log. The host waits for a step's figures only there, so that a GPU
+            computes meanwhile.
+        workers: processes that make batches; 0: a thread. The batches are the same.
         checkpoint_seconds: time between checkpoints.
         validation_seconds: time between validations.
         validation_batches: batches of a validation.
@@ -48,6 +51,8 @@ class RunRecipe:
     test_share: float = 0.15
     total_steps: int = 0
     compute: str = "auto"
+    log_steps: int = 1
+    workers: int = 0
     checkpoint_seconds: float = 240.0
     validation_seconds: float = 900.0
     validation_batches: int = 4
@@ -148,6 +153,8 @@ def check(recipe: Recipe) -> None:
             raise TrainingError(
                 f"a row of {length} tokens must have at least 64 and fit in batch_tokens ({run.batch_tokens})."
             )
+    if run.log_steps < 1 or run.workers < 0:
+        raise TrainingError(f"log_steps is {run.log_steps} and workers {run.workers}; needed are from 1 and from 0.")
     if run.compute not in ("auto", "float32"):
         raise TrainingError(f"compute is {run.compute!r}; it must be auto or float32.")
     if recipe.optimizer.method not in ("muon", "adamw"):

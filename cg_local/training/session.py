@@ -8,6 +8,7 @@ Invariant: called again with the same arguments it goes on where it stopped, wha
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import signal
 import time
@@ -18,7 +19,9 @@ from pathlib import Path
 
 from cg_local.errors import TrainingError
 from cg_local.training import dataset, prepare, tokenizer_trainer, train
+from cg_local.training.packing import BatchStream
 from cg_local.training.recipe import Recipe
+from cg_local.training.workers import WorkerStream
 
 Report = Callable[[str], None]
 
@@ -155,9 +158,24 @@ def run(recipe: Recipe, folder: Path, length: Length, report: Report) -> train.S
                 f"loss {figures['loss']:.3f}, {speed:,.0f} tokens/s"
             )
 
-    trainer = train.Trainer(recipe, folder, stream, validation, clock, on_step)
-    if trainer.state.step:
-        report(f"going on from step {trainer.state.step:,}")
-    report(f"training on {train.device_name()}, matrix products in {train.product_dtype(recipe.run.compute)}")
-    with stopping(trainer):
-        return trainer.run()
+    with batch_makers(stream, corpus, tokenizer, recipe) as made:
+        trainer = train.Trainer(recipe, folder, made, validation, clock, on_step)
+        if trainer.state.step:
+            report(f"going on from step {trainer.state.step:,}")
+        report(f"training on {train.device_name()}, matrix products in {train.product_dtype(recipe.run.compute)}")
+        with stopping(trainer):
+            return trainer.run()
+
+
+@contextmanager
+def batch_makers(stream: BatchStream, corpus: Path, tokenizer: Path, recipe: Recipe) -> Iterator[BatchStream]:
+    """The stream of a run, made by as many processes as the recipe asks for; they end with the context."""
+    if not recipe.run.workers:
+        yield stream
+        return
+    open_stream = functools.partial(dataset.open_training_stream, corpus, tokenizer, recipe)
+    made = WorkerStream(stream, open_stream, recipe.run.workers)
+    try:
+        yield made
+    finally:
+        made.close()

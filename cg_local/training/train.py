@@ -69,6 +69,21 @@ class State:
     length: int = 0
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A step whose figures the host has not read: they may not be computed yet.
+
+    Attributes:
+        figures: as the step function gives them.
+        seconds: time of the step, without the device's share where the host did not wait for it.
+        waited: the part of it that was spent on data.
+    """
+
+    figures: dict[str, jax.Array]
+    seconds: float
+    waited: float
+
+
 def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted mean loss of a batch, and the plain means over all tokens and over middles, in nats per token."""
     losses = model.batch_losses(params, recipe.model, batch.token_ids, batch.document_ids, batch.positions)
@@ -84,8 +99,8 @@ def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[j
 def matmul_precision(compute: str) -> str:
     """The precision of matrix products for a recipe's `compute`, as `jax.default_matmul_precision` names it.
 
-    Weights, sums, norms and softmax stay in float32: only the factors of products are rounded, as the units of a GPU
-    and a TPU take them. On a CPU XLA has no such product, so there they stay in float32 as well.
+    Weights, sums, norms and softmax stay in float32: only the factors of products are rounded (`products`), as the
+    units of a GPU and a TPU take them. A CPU would only lose by it, so there they stay in float32 as well.
     """
     backend = jax.default_backend()
     if compute == "float32" or backend == "cpu":
@@ -217,6 +232,7 @@ class Trainer:
         self.step_function = make_step(recipe, loss_function)
         self.evaluate = jax.jit(lambda params, arrays: loss_function(params, recipe, Batch(*arrays))[1])
         self.is_stopping = False
+        self.pending: list[Pending] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def stop(self, *_: object) -> None:
@@ -282,37 +298,64 @@ class Trainer:
                 self.validate()
                 validated = time.monotonic()
             if now - saved > self.recipe.run.checkpoint_seconds:
-                save_state(self.folder, self.state, self.recipe)
+                self.save()
                 saved = time.monotonic()
         if not self.is_stopping:
             self.validate()
-        save_state(self.folder, self.state, self.recipe)
+        self.save()
         return self.state
 
+    def save(self) -> None:
+        """Write a checkpoint; it counts the tokens of all steps."""
+        state = self.state
+        progress = self.clock.progress(state.step)
+        self.read_figures(optimizer.rate_factor(self.recipe.optimizer, state.step, progress), state.length)
+        save_state(self.folder, state, self.recipe)
+
     def take_step(self, batch: Batch, begin: float, waited: float) -> None:
-        """One update and its line in the log; `begin` is when the step started, `waited` the seconds spent on data."""
+        """One update, and with the last of `log_steps` a line in the log; `begin` is when the step started, `waited`
+        the seconds spent on data."""
         state = self.state
         factor = optimizer.rate_factor(self.recipe.optimizer, state.step, self.clock.progress(state.step))
         share = optimizer.average_share(self.recipe.optimizer, state.step)
         state.params, state.opt_state, state.average, figures = self.step_function(
             state.params, state.opt_state, state.average, arrays_of(batch), jnp.float32(factor), jnp.float32(share)
         )
-        values = {name: float(value) for name, value in figures.items()}
-        seconds = time.monotonic() - begin
         state.step += 1
-        state.tokens += int(values.pop("tokens"))
+        is_last = state.step % self.recipe.run.log_steps == 0
+        if is_last:
+            jax.block_until_ready(figures)
+        seconds = time.monotonic() - begin
         state.elapsed += seconds
         self.clock.elapsed = state.elapsed
+        self.pending.append(Pending(figures, seconds, waited))
+        if is_last:
+            self.read_figures(factor, batch.token_ids.shape[1])
+
+    def read_figures(self, factor: float, length: int) -> None:
+        """Take over the figures of the steps since the last line, and log the newest step's with the mean of times.
+
+        Raises:
+            TrainingError: the loss is no number.
+        """
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        state = self.state
+        read: list[dict[str, Any]] = jax.device_get([item.figures for item in pending])
+        state.tokens += sum(int(figures["tokens"]) for figures in read)
+        values = {name: float(value) for name, value in read[-1].items() if name != "tokens"}
         if not np.isfinite(values["loss"]):
             raise TrainingError(
                 f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates."
             )
         rounded = {name: round(value, 4) for name, value in values.items()}
+        seconds = float(np.mean([item.seconds for item in pending]))
         self.on_step(state, {**values, "seconds": seconds})
         self.log(
             **rounded,
             rate=round(factor, 4),
             seconds=round(seconds, 3),
-            data_seconds=round(waited, 3),
-            length=batch.token_ids.shape[1],
+            data_seconds=round(float(np.mean([item.waited for item in pending])), 3),
+            length=length,
         )
