@@ -70,7 +70,8 @@ class Infill(Completion):
         trimmed: names of what was cut, in the order of the cuts; see `infill.postprocess`.
         untrimmed: the text as the model wrote it, up to where the generation stopped.
         num_copies: how many of the candidates had this text.
-        num_parse_errors: of the file with this text in the gap; None where its language is not known.
+        num_parse_errors: syntax errors that this candidate adds to those of the file around the gap; None where its
+            language is not known.
     """
 
     mode: str = "block"

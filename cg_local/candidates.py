@@ -23,7 +23,7 @@ SPARE_TOKENS = 32
 """K/V room of a further candidate beside its answer: two pages that it shares with others or fills in part."""
 
 OpenStream = Callable[[Sequence], AnswerStream[Infill]]
-Judge = Callable[[str], int | None]
+Judge = Callable[[SequenceOf[str]], SequenceOf[int | None]]
 
 
 def candidate_params(params: SamplingParams, num_candidates: int) -> list[SamplingParams]:
@@ -46,19 +46,19 @@ def candidate_params(params: SamplingParams, num_candidates: int) -> list[Sampli
 def rank(infills: SequenceOf[Infill], judge: Judge) -> list[Infill]:
     """Merge candidates with the same text and return them, the best first.
 
-    Texts that leave the file with fewer parse errors come first, among these those with the higher mean
+    Texts that add fewer syntax errors to the file come first, among these those with the higher mean
     log-probability; blank ones come last.
 
     Args:
         infills: the candidates.
-        judge: counts the parse errors of the file with a text in the gap; None: not known.
+        judge: counts the errors that each of some texts adds to the file's own; None: not known.
     """
     by_text: dict[str, list[Infill]] = {}
     for infill in infills:
         by_text.setdefault(infill.text, []).append(infill)
     merged = [
-        replace(max(same, key=_mean_logprob), num_copies=len(same), num_parse_errors=judge(text))
-        for text, same in by_text.items()
+        replace(max(same, key=_mean_logprob), num_copies=len(same), num_parse_errors=errors)
+        for same, errors in zip(by_text.values(), judge(list(by_text)), strict=True)
     ]
     return sorted(merged, key=lambda each: (not each.text.strip(), each.num_parse_errors or 0, -_mean_logprob(each)))
 

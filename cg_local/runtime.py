@@ -23,7 +23,7 @@ from cg_local.conversation import Conversation
 from cg_local.engine import Engine
 from cg_local.errors import CapacityError
 from cg_local.generation import TextStream, stream_text
-from cg_local.infill.parse_errors import num_parse_errors
+from cg_local.infill.parse_errors import num_added_errors
 from cg_local.infill.postprocess import MiddleTrimmer
 from cg_local.kv_store import CONVERSATIONS, FILLS, KVStore
 from cg_local.memory import available_bytes, check_memory, memory_need
@@ -180,7 +180,7 @@ class LocalModel:
             (prompt.token_ids, stop_ids),
             all_params,
             lambda sequence: self._infill_stream(sequence, prompt, trimmers.pop()),
-            lambda text: num_parse_errors(prefix + text + suffix, path),
+            lambda texts: num_added_errors(prefix, suffix, path, texts),
         )
 
     def _infill_prompt(

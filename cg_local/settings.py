@@ -114,7 +114,7 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("model", "text", COMMANDS, "name or folder of the model"),
-        Setting("scheme", "text", COMMANDS, "how to quantize the embedded model", choices=("q4", "q8", "bf16")),
+        Setting("scheme", "text", COMMANDS, "how to quantize the embedded model", choices=("q4", "q4s", "q8", "bf16")),
         Setting("threads", "whole number", COMMANDS, "threads of the kernels", low=1),
         Setting("kv_dtype", "text", COMMANDS, "how K and V are kept", choices=("float16", "float32", "int8")),
         Setting("speculation", "flag", COMMANDS, "compute guessed tokens where that saves time"),

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from cg_local.kv_store import StoreEntry
 
 _DAY_SECONDS = 86_400
+# What other commands keep in folders of their own.
+_CONTENTS = {
+    "quality": "what published weights computed, for `eval quality`",
+    "peers": "llama.cpp's files, for `bench --peers`",
+}
 
 
 class Use(str, Enum):
@@ -30,7 +35,8 @@ def cache(
     only: Annotated[Optional[Use], typer.Option("--only", help="Show and clear these alone.")] = None,  # noqa: UP045
     json: options.Json = False,
 ) -> None:
-    """Show what the cache folder holds: K and V of conversations and fills, and quantized copies of embedded models.
+    """Show what the cache folder holds: K and V of conversations and fills, quantized copies of embedded models, and
+    what other commands keep there.
 
     Nothing in it is needed: what is missing is computed again. K and V go by themselves, those used longest ago first;
     `cg-local config set kv_cache_size 1GiB` sets how much they may take, never more than a tenth of the free disk.
@@ -50,9 +56,11 @@ def cache(
     if clear:
         notice(f"{store.folder}: {readable_size(store.clear(only.value if only else None))} freed")
     entries = [entry for entry in store.entries() if only is None or entry.use == only.value]
-    copies = [path for path in sorted(cache_folder().glob("*")) if path.is_dir() and path != store.folder]
+    folders = [path for path in sorted(cache_folder().glob("*")) if path.is_dir() and path != store.folder]
+    others = {path: content for path in folders if (content := _content(path.name)) is not None}
+    copies = [path for path in folders if path not in others]
     if json:
-        print_json(_document(store.folder, entries, copies))
+        print_json(_document(store.folder, entries, copies, others))
         return
     lines = [f"K and V in {store.folder}"]
     for entry in entries:
@@ -65,10 +73,22 @@ def cache(
     if copies:
         lines.append(f"quantized copies of embedded models in {cache_folder()}")
         lines += [f"  {readable_size(_folder_bytes(path)):>10}  {path.name}" for path in copies]
+    if others:
+        lines.append(f"other folders in {cache_folder()}")
+        lines += [f"  {readable_size(_folder_bytes(path)):>10}  {path.name}: {what}" for path, what in others.items()]
     write_stdout("\n".join(lines) + "\n")
 
 
-def _document(folder: Path, entries: list[StoreEntry], copies: list[Path]) -> dict[str, Any]:
+def _content(name: str) -> str | None:
+    """Tell what a folder in the cache holds; None: a quantized copy of an embedded model."""
+    if name.startswith("kernels-"):
+        return "compiled kernels"
+    if name.endswith(".partial"):
+        return "a copy that is not finished"
+    return _CONTENTS.get(name)
+
+
+def _document(folder: Path, entries: list[StoreEntry], copies: list[Path], others: dict[Path, str]) -> dict[str, Any]:
     return {
         "kv": {
             "path": str(folder),
@@ -86,6 +106,10 @@ def _document(folder: Path, entries: list[StoreEntry], copies: list[Path]) -> di
             ],
         },
         "models": [{"name": path.name, "path": str(path), "num_bytes": _folder_bytes(path)} for path in copies],
+        "others": [
+            {"name": path.name, "holds": what, "path": str(path), "num_bytes": _folder_bytes(path)}
+            for path, what in others.items()
+        ],
     }
 
 

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from cg_local.cli import fill_options, options
-from cg_local.cli.fill_answers import FillAnswers, ask, candidate_document, choose, refuse_unsure, show
+from cg_local.cli.app import INTERRUPTED
+from cg_local.cli.fill_answers import (
+    NO_ANSWER,
+    FillAnswers,
+    ask,
+    candidate_document,
+    choose,
+    show,
+    shown_text,
+    sift,
+    tell_hidden,
+)
 from cg_local.cli.fill_conflicts import conflict
-from cg_local.cli.fill_context import compilation_watched, fill_prompt, remember_speed, show_prompt
-from cg_local.cli.fill_delivery import MAX_TOGETHER, Document, compute_together, deliver
-from cg_local.cli.fill_places import Place, read_places, without_refused
-from cg_local.cli.render import end_answer, print_json, speculation_counts, timings
+from cg_local.cli.fill_context import (
+    compilation_watched,
+    fill_prompt,
+    limit_members,
+    remember_speed,
+    show_prompt,
+    tell_limit,
+)
+from cg_local.cli.fill_delivery import MAX_TOGETHER, Delivery, compute_together
+from cg_local.cli.fill_places import Place, is_single, print_error, read_places
+from cg_local.cli.render import end_answer, print_json, speculation_counts, tell_cut, timings
 from cg_local.cli.session import keep_fill, kv_store, load_model
-from cg_local.errors import CapacityError
+from cg_local.errors import CapacityError, CgLocalError
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Infill
+    from cg_local.cli.fill_context import FillPrompt
     from cg_local.cli.fill_options import FillArguments
     from cg_local.runtime import LocalModel
 
-    Output = Callable[[dict[int, Infill | str], Document | None], None]
+    Prompts = dict[tuple[Path, int, int], FillPrompt]
 
 
 def fill(
@@ -64,9 +85,11 @@ def fill(
 
     FILE:LINE is the end of that line, FILE:LINE:COL the place before its COL-th character, both counted from 1.
     FILE:FIRST-LAST writes these lines anew. With -:LINE the text comes from standard input, with - alone a list of
-    places. What grep -n and compilers print is taken as it is. Several places are computed together.
+    places. What grep -n, compilers and stack traces print is taken as it is. Several places are computed together,
+    once all of them are judged: where one cannot be filled, none is.
 
-    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one.
+    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one. Of several
+    places each has one answer: -n is refused.
 
     \b
     Examples:
@@ -81,7 +104,7 @@ def fill(
       cg-local fill src/parser.py:42 --context repo --show-prompt
     """
     given = {name: value for name, value in locals().items() if name != "command"}
-    if message := conflict(options.typed_parameters(command), candidates):
+    if message := conflict(options.typed_parameters(command), candidates, is_single=is_single(targets or [])):
         options.refuse_usage(message)
     _fill(fill_options.FillArguments(**given))
 
@@ -92,51 +115,101 @@ def _fill(given: FillArguments) -> None:
 
         undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
         return
-    places = read_places(given.targets or [], given.path)
-    given.check_several(is_single=places.is_single)
-    if given.write:
-        from cg_local.cli.fill_changes import check_writable
+    with _documented(given, given.targets or []):
+        places = read_places(given.targets or [], given.path)
+    refused = {}
+    if given.diff or given.write:
+        from cg_local.cli.fill_changes import refused_changes
 
-        places = without_refused(places, check_writable(places.good))
-    output = partial(deliver, places, as_json=given.json, is_diff=given.diff, is_write=given.write)
-    if not places.good:
-        output({}, None)
-        return
-    loaded, limit = _loaded(given, len(places.good))
-    if places.is_single:
-        _fill_one(given, loaded, places.good[0], output)
-        return
-    answers = compute_together(places, partial(_start, given, loaded), limit)
-    output(answers, lambda place, result: _document(given, loaded, place, FillAnswers([result], result)))
+        refused = refused_changes(places.items, is_write=given.write)
+    checked = places.checked(refused, as_json=given.json)
+    with _documented(given, [place.name for place in checked]):
+        if given.show_prompt:
+            loaded, _ = _loaded(given, 1)
+            for place in checked:
+                show_prompt(fill_prompt(given, place, loaded), place, loaded, given, is_single=places.is_single)
+        elif places.is_single:
+            loaded, _ = _loaded(given, 1)
+            _fill_one(given, loaded, checked[0])
+        else:
+            loaded, limit = _loaded(given, len(checked))
+            _fill_several(given, loaded, checked, limit)
 
 
-def _fill_one(given: FillArguments, loaded: LocalModel, place: Place, output: Output) -> None:
+@contextmanager
+def _documented(given: FillArguments, names: Sequence[str]) -> Iterator[None]:
+    """With --json, let an error that ends the command stand in a document for each place, too."""
+    try:
+        yield
+    except CgLocalError as error:
+        for name in names if given.json else []:
+            print_error(name, str(error))
+        raise
+
+
+def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
     prompt = fill_prompt(given, place, loaded)
-    if given.show_prompt:
-        show_prompt(prompt, loaded, as_json=given.json)
-        return
     with compilation_watched() as has_compiled:
         answers = ask(loaded, prompt, given, place.source)
+    prompts = {place.key: prompt}
+    tell_limit(prompt, given, truncated=answers.reader.truncated)
     keep_fill(loaded, answers.reader)
     remember_speed(given, loaded, answers.reader, has_compiled=has_compiled())
     if given.diff or given.write:
         chosen = choose(answers, place.gap, given, place.source)
-        if chosen is not None:
-            output({0: chosen}, lambda place, _: _document(given, loaded, place, answers))
+        hidden = [0] if chosen is None else []
+        delivery = _delivery(given, loaded, prompts, lambda _: answers)
+        delivery.deliver([place], {0: chosen or answers.reader}, hidden)
     elif given.json:
-        print_json(_document(given, loaded, place, answers))
+        print_json(_document(given, loaded, place, answers, prompt))
     else:
         show(answers, loaded, place.gap, given, place.source)
     end_answer(answers.reader, is_quiet=given.json)
-    refuse_unsure(answers, given.min_prob)
+    if not answers.results:
+        tell_hidden(answers, given.min_prob)
+        raise typer.Exit(NO_ANSWER)
 
 
-def _start(given: FillArguments, loaded: LocalModel, place: Place) -> AnswerStream[Infill]:
+def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place], limit: int) -> None:
+    prompts: Prompts = {}
+    computed = compute_together(places, partial(_start, given, loaded, prompts), limit)
+    is_interrupted = len(computed) < len(places)
+    if is_interrupted and (given.diff or given.write):  # half of the changes is not what was asked for
+        raise typer.Exit(INTERRUPTED)
+    sifted = {n: sift([each], each, given.min_prob) for n, each in computed.items() if not isinstance(each, str)}
+    hidden = [number for number, answers in sifted.items() if not answers.results]
+    for number, answers in sifted.items():
+        name, truncated = places[number].name, answers.reader.truncated
+        tell_limit(prompts[places[number].key], given, truncated=truncated, name=name)
+        tell_cut(answers.reader, name)
+    for number in hidden:
+        tell_hidden(sifted[number], given.min_prob, places[number].name)
+    delivery = _delivery(given, loaded, prompts, lambda result: sift([result], result, given.min_prob))
+    delivery.deliver(places, computed, hidden)
+    if is_interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if hidden:
+        raise typer.Exit(NO_ANSWER)
+
+
+def _delivery(
+    given: FillArguments, loaded: LocalModel, prompts: Prompts, answers_of: Callable[[Infill], FillAnswers]
+) -> Delivery:
+    return Delivery(
+        document=lambda place, result: _document(given, loaded, place, answers_of(result), prompts[place.key]),
+        text=lambda place, result: shown_text(result, loaded, given, place.source),
+        as_json=given.json,
+        is_diff=given.diff,
+        is_write=given.write,
+    )
+
+
+def _start(given: FillArguments, loaded: LocalModel, prompts: Prompts, place: Place) -> AnswerStream[Infill]:
     from cg_local.config import SamplingParams
 
-    arguments = fill_prompt(given, place, loaded).arguments
-    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling)
-    return loaded.infill(**arguments, mode=given.mode.value, params=params, stream=True)
+    prompts[place.key] = fill_prompt(given, place, loaded)
+    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling, top_logprobs=given.num_shown)
+    return loaded.infill(**prompts[place.key].arguments, mode=given.mode.value, params=params, stream=True)
 
 
 def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:
@@ -158,7 +231,9 @@ def _loaded(given: FillArguments, num_places: int) -> tuple[LocalModel, int]:
     return loaded, limit
 
 
-def _document(given: FillArguments, model: LocalModel, place: Place, answers: FillAnswers) -> dict[str, object]:
+def _document(
+    given: FillArguments, model: LocalModel, place: Place, answers: FillAnswers, prompt: FillPrompt
+) -> dict[str, object]:
     result = answers.reader
     hidden = {"num_hidden": answers.num_hidden} if given.min_prob > 0 else {}
     return {
@@ -172,6 +247,7 @@ def _document(given: FillArguments, model: LocalModel, place: Place, answers: Fi
         "prompt_tokens": result.prompt_tokens,
         "cached_tokens": result.cached_tokens,
         "truncated": result.truncated,
+        **limit_members(prompt, given, truncated=result.truncated),
         "timings": timings(model.load_seconds, result),
         "speculation": speculation_counts(result),
     }

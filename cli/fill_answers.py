@@ -16,6 +16,7 @@ import typer
 
 from cg_local.cli.app import INTERRUPTED
 from cg_local.cli.render import AnswerWriter, Status, follow, notice, rounded_logprob, write_at_once, write_stdout
+from cg_local.cli.terminal_text import visible_text
 
 if TYPE_CHECKING:
     from cg_local.answers import Infill
@@ -51,28 +52,27 @@ def ask(model: LocalModel, prompt: FillPrompt, given: FillArguments, source: Sou
 
     An interrupt ends the answers and keeps what there is; their stop_reason is then "interrupted".
     """
-    from cg_local.cli.explain import NUM_ALTERNATIVES
     from cg_local.config import SamplingParams
 
-    num_shown = NUM_ALTERNATIVES + 1 if given.explain else 0
-    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling, top_logprobs=num_shown)
+    params = SamplingParams(max_tokens=given.max_tokens, **given.sampling, top_logprobs=given.num_shown)
     how: dict[str, Any] = prompt.arguments | {"mode": given.mode.value, "params": params}
     if given.candidates == 1:
         stream = model.infill(**how, stream=True)
         is_silent = given.is_held_back
         result = follow(stream, AnswerWriter(source.newline, is_silent=is_silent))
-        return replace(_sifted([result], result, given.min_prob), is_shown=not is_silent)
+        return replace(sift([result], result, given.min_prob), is_shown=not is_silent)
     candidates = model.infill_candidates(**how, num_candidates=given.candidates)
     try:
         with Status().waiting(f"writing {given.candidates} candidates ..."):
             candidates.run()
     except KeyboardInterrupt:
         interrupted = candidates.first  # closes them
-        return _sifted(candidates.results, replace(interrupted, stop_reason="interrupted"), given.min_prob)
-    return _sifted(candidates.results, candidates.first, given.min_prob)
+        return sift(candidates.results, replace(interrupted, stop_reason="interrupted"), given.min_prob)
+    return sift(candidates.results, candidates.first, given.min_prob)
 
 
-def _sifted(results: list[Infill], reader: Infill, min_prob: float) -> FillAnswers:
+def sift(results: list[Infill], reader: Infill, min_prob: float) -> FillAnswers:
+    """Hide the answers that are less probable than `min_prob`; see `FillAnswers`."""
     kept = [result for result in results if _probability(result) >= min_prob]
     best_hidden = max((_probability(result) for result in results if result not in kept), default=0.0)
     return FillAnswers(kept, reader, len(results) - len(kept), best_hidden)
@@ -92,11 +92,22 @@ def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments
     if answers.is_shown or not answers.results:
         return
     if given.explain:
-        _explain(answers, model)
+        _explain(answers, model, given, source)
     elif given.all:
         _write_all(answers.results, given, source)
     elif (chosen := choose(answers, gap, given, source)) is not None:
         write_at_once(chosen.untrimmed if given.untrimmed else chosen.text, source.newline)
+
+
+def shown_text(result: Infill, model: LocalModel, given: FillArguments, source: SourceText) -> str:
+    """Return what is printed of one of several answers."""
+    if given.explain:
+        from cg_local.cli.explain import explained_tokens, explanation
+        from cg_local.cli.repl.ink import Ink, ink_level
+
+        return explanation(explained_tokens(result, model.tokenizer), Ink(ink_level(sys.stdout.isatty())))
+    text = (result.untrimmed if given.untrimmed else result.text).replace("\r\n", "\n")
+    return visible_text(text) if sys.stdout.isatty() else text.replace("\n", source.newline)
 
 
 def choose(answers: FillAnswers, gap: Gap, given: FillArguments, source: SourceText) -> Infill | None:
@@ -117,15 +128,10 @@ def choose(answers: FillAnswers, gap: Gap, given: FillArguments, source: SourceT
     return picked
 
 
-def refuse_unsure(answers: FillAnswers, min_prob: float) -> None:
-    """Tell when no answer was probable enough.
-
-    Raises:
-        typer.Exit: with status NO_ANSWER.
-    """
-    if not answers.results:
-        notice(f"no answer with a probability of {min_prob:g} or more; the best has {answers.best_hidden:.2f}")
-        raise typer.Exit(NO_ANSWER)
+def tell_hidden(answers: FillAnswers, min_prob: float, name: str | None = None) -> None:
+    """Tell that no answer was probable enough; `name`: of the place, where there are several."""
+    where = f"{name}: " if name else ""
+    notice(f"{where}no answer with a probability of {min_prob:g} or more; the best has {answers.best_hidden:.2f}")
 
 
 def candidate_document(result: Infill, model: LocalModel, given: FillArguments, source: SourceText) -> dict[str, Any]:
@@ -149,15 +155,11 @@ def candidate_document(result: Infill, model: LocalModel, given: FillArguments, 
     return document
 
 
-def _explain(answers: FillAnswers, model: LocalModel) -> None:
-    from cg_local.cli.explain import explained_tokens, explanation
-    from cg_local.cli.repl.ink import Ink, ink_level
-
-    ink = Ink(ink_level(sys.stdout.isatty()))
+def _explain(answers: FillAnswers, model: LocalModel, given: FillArguments, source: SourceText) -> None:
     for number, result in enumerate(answers.results, 1):
         if len(answers.results) > 1:
             write_stdout(f"{'' if number == 1 else chr(10)}{_title(number, result, len(answers.results))}\n")
-        write_stdout(explanation(explained_tokens(result, model.tokenizer), ink))
+        write_stdout(shown_text(result, model, given, source))
 
 
 def _write_all(results: list[Infill], given: FillArguments, source: SourceText) -> None:
@@ -172,7 +174,7 @@ def _write_all(results: list[Infill], given: FillArguments, source: SourceText) 
 
 
 def _title(number: int, result: Infill, total: int) -> str:
-    errors = {None: "", 0: ", parses"}.get(result.num_parse_errors, ", does not parse")
+    errors = {None: "", 0: ", no syntax error"}.get(result.num_parse_errors, ", adds a syntax error")
     copies = f", {result.num_copies} times" if result.num_copies > 1 else ""
     return f"--- {number} of {total}: probability {_probability(result):.2f}{errors}{copies}"
 

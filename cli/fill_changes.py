@@ -15,7 +15,7 @@ import typer
 
 from cg_local.cli.app import PROGRAM
 from cg_local.cli.fill_diff import DiffPaths, show_diff
-from cg_local.cli.fill_places import HINT, Place
+from cg_local.cli.fill_places import BadPlace, Place
 from cg_local.cli.render import notice, print_json, report_error
 from cg_local.errors import SourceFileError
 from cg_local.infill.cursor import STANDARD_INPUT
@@ -58,55 +58,70 @@ class Change:
         return unified_diff(name, self.place.source.data, edits)
 
 
-def check_writable(places: Sequence[Place]) -> dict[str, str]:
-    """Judge, before a model is loaded, which files may be written.
+def refused_changes(places: Sequence[Place | BadPlace], *, is_write: bool) -> dict[int, BadPlace]:
+    """Judge, before a model is loaded, which places cannot be changed.
+
+    Args:
+        places: what is asked for.
+        is_write: the files are to be written, not only compared.
 
     Returns:
-        Those that may not, and why.
-
-    Raises:
-        BadParameter: standard input cannot be written.
+        Those in files that may not be written, and of two places that overlap the second, by number.
     """
-    from cg_local.atomic_file import check_replaceable
-
-    refused = {}
-    for file in {place.target.file for place in places}:
-        if file == STANDARD_INPUT:
-            raise typer.BadParameter("--write needs a file; standard input has none.", param_hint=HINT)
-        try:
-            check_replaceable(Path(file))
-        except SourceFileError as error:
-            refused[file] = str(error)
+    refused, taken = {}, dict[Path, list[tuple[str, Edit]]]()
+    for number, place in enumerate(places):
+        if not isinstance(place, Place):
+            continue
+        edit = edit_of(place.source, place.gap, "")
+        others = taken.setdefault(_key(place), [])
+        clashing = next((name for name, other in others if edit != other and clashes([other], edit)), None)
+        others.append((place.name, edit))
+        error = _write_error(place.target.file) if is_write else None
+        if error is not None:
+            refused[number] = BadPlace(place.name, error, is_usage=place.target.file == STANDARD_INPUT)
+        elif clashing is not None:
+            error = f"{place.name}: overlaps {clashing}; fill one after the other"
+            refused[number] = BadPlace(place.name, error, is_usage=True)
     return refused
 
 
-def changes_of(places: Mapping[int, Place], texts: Mapping[int, str]) -> tuple[list[Change], dict[int, str]]:
+def _write_error(file: str) -> str | None:
+    from cg_local.atomic_file import check_replaceable
+
+    if file == STANDARD_INPUT:
+        return "--write needs a file; standard input has none"
+    try:
+        check_replaceable(Path(file))
+    except SourceFileError as error:
+        return str(error)
+    return None
+
+
+def _key(place: Place) -> Path:
+    file = Path(place.target.file)
+    return file.resolve() if file.exists() else file
+
+
+def changes_of(places: Sequence[Place], texts: Mapping[int, str]) -> list[Change]:
     """Turn answers into changes of files.
 
     Args:
-        places: by number.
-        texts: the answers, by the same numbers; an empty one changes nothing.
-
-    Returns:
-        The changes, and errors by number: of two answers whose places overlap the second is refused.
+        places: none of which overlap (`refused_changes`).
+        texts: the answers, by the numbers of their places; an empty one changes nothing.
     """
     changes: dict[Path, Change] = {}
-    errors = {}
     for number, text in texts.items():
         place = places[number]
-        file = Path(place.target.file)
-        change = changes.setdefault(file.resolve() if file.exists() else file, Change(place))
+        change = changes.setdefault(_key(place), Change(place))
         edit = edit_of(place.source, place.gap, text)
         if not text or edit.after == edit.before:
             notice(f"{place.name}: the answer {'is empty' if not text else 'is what stands there'}; nothing to change")
         elif (first := _number_of(edit, change)) is not None:
             notice(f"{place.name}: named twice; filled once")
             change.repeats[number] = first
-        elif clashes(list(change.edits.values()), edit):
-            errors[number] = f"{place.name}: another answer goes to the same place; fill one after the other"
         else:
             change.edits[number] = edit
-    return [change for change in changes.values() if change.edits], errors
+    return [change for change in changes.values() if change.edits]
 
 
 def write_changes(changes: Sequence[Change]) -> dict[int, str]:
@@ -128,9 +143,8 @@ def write_changes(changes: Sequence[Change]) -> dict[int, str]:
     return {number: str(error) for change, error in failed for number in change.numbers}
 
 
-def tell_written(changes: Sequence[Change], errors: Mapping[int, str]) -> None:
-    """Tell which files were written; `errors` are by the numbers of the answers, and a file is written whole."""
-    files = [change.place.target.file for change in changes if not errors.keys() & change.edits.keys()]
+def tell_written(files: Sequence[str]) -> None:
+    """Tell which files were written."""
     for file in files[:-1]:
         notice(f"{file}: written")
     if files:
@@ -157,8 +171,16 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         _check_file(word)
     undone = _journal().undo(count, [Path(file) for file in files], is_dry=is_dry)
     paths = DiffPaths.of([undo.write.file for undo in undone])
-    for undo in undone:
-        _tell(undo, _difference(undo, paths) if is_dry else None, as_json=as_json)
+    try:
+        for undo in undone:
+            _tell(undo, _difference(undo, paths) if is_dry else None, as_json=as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the files are as they are whether anybody can be told or not
+        done = dict.fromkeys(_relative(undo.write.file) for undo in undone if undo.error is None and not is_dry)
+        told = f"; taken back all the same: {', '.join(done)}" if done else ""
+        report_error(f"{error.filename}: {error.strerror}{told}")
+        raise typer.Exit(1) from error
     if is_dry:
         paths.tell()
     num_writes = len({undo.write.group for undo in undone})

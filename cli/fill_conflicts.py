@@ -1,7 +1,8 @@
 """Options of `cg-local fill` that do nothing together, refused before anything is read or loaded.
 
 This file owns which options say what is done and shown, and which of them exclude each other; how the model answers
-(sampling, sizes, threads) fits all of them. Invariant: no option that a person typed is passed over in silence.
+(sampling, sizes, threads) fits all of them, so that --top-p is taken at temperature 0, too: cli/README.md says what it
+does there. Invariant: no option that says what is done or shown is passed over in silence.
 tests/test_fill_conflicts.py holds the table of all pairs.
 """
 
@@ -34,12 +35,13 @@ _PAIRS_OF_TEXT = {
 }
 
 
-def conflict(given: Collection[str], num_candidates: int) -> str | None:
+def conflict(given: Collection[str], num_candidates: int, *, is_single: bool = True) -> str | None:
     """Find options that do nothing together.
 
     Args:
         given: parameters of the command whose options were typed, with another value than the default.
-        num_candidates: wanted, by an option or the settings.
+        num_candidates: wanted.
+        is_single: one place is to be filled.
 
     Returns:
         What is wrong and what to do, or None.
@@ -53,6 +55,8 @@ def conflict(given: Collection[str], num_candidates: int) -> str | None:
             return f"{spelled(one)} and {spelled(other)} do not go together: {reason}"
     if "all" in given and num_candidates == 1:
         return "--all needs several candidates: add -n 3"
+    if num_candidates > 1 and not is_single:
+        return "-n is for one place, whose answers one chooses from; leave it out, or fill one place after the other"
     return None
 
 

@@ -7,6 +7,7 @@ would be asked with.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cg_local.cli.fill_delivery import print_under
 from cg_local.cli.fill_options import seconds_of
 from cg_local.cli.render import notice, print_json, write_stdout
 from cg_local.infill.cursor import STANDARD_INPUT_NAME
@@ -39,12 +41,22 @@ class FillPrompt:
         files: the context, in the order of the prompt.
         refused: path to reason, of files that would have helped.
         seconds: what gathering the context took.
+        wish: tokens that the prompt might have had without --max-wait, where that allows fewer.
+        is_context_cut: with those, more of other files would stand in it.
+        is_speed_known: the limit follows from a measurement.
     """
 
     arguments: dict[str, Any]
     files: list[ContextFile] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    wish: int | None = None
+    is_context_cut: bool = False
+    is_speed_known: bool = True
+
+    def is_shortened(self, *, truncated: bool) -> bool:
+        """Whether --max-wait left something out; `truncated`: text around the gap was."""
+        return self.wish is not None and (truncated or self.is_context_cut)
 
     def build(self, model: LocalModel) -> Prompt:
         """The prompt as `LocalModel.infill` builds it."""
@@ -63,10 +75,12 @@ def fill_prompt(given: FillArguments, place: Place, model: LocalModel) -> FillPr
     """
     from cg_local import prompt_budget as budgets
 
-    room = max(1, min(given.prompt_tokens(model.name), model.max_context - given.max_tokens))
+    wish = room = max(1, min(given.prompt_tokens(model.name), model.max_context - given.max_tokens))
+    speed = None
     if given.max_wait is not None:
         speed = budgets.PrefillSpeeds.of_user().find(speed_key(model, given.threads))
         room = min(room, budgets.tokens_in(seconds_of(given.max_wait), speed))
+    limit: dict[str, Any] = {"wish": wish, "is_speed_known": speed is not None} if room < wish else {}
     arguments: dict[str, Any] = {
         "prefix": place.gap.prefix,
         "suffix": place.gap.suffix,
@@ -77,7 +91,7 @@ def fill_prompt(given: FillArguments, place: Place, model: LocalModel) -> FillPr
     source = place.source
     file = given.path if source.name == STANDARD_INPUT_NAME else source.name
     if given.context.value == "file" or file is None:
-        return FillPrompt(arguments)
+        return FillPrompt(arguments, **limit)
 
     from cg_local.repository.work_tree import find_work_tree
 
@@ -87,20 +101,27 @@ def fill_prompt(given: FillArguments, place: Place, model: LocalModel) -> FillPr
     path = tree.relative(Path(file))
     trained = budgets.trained_tokens(model.name, model.config.max_position_embeddings)
     if path is None or not (is_asked or budgets.context_pays(trained, tree.is_git)):
-        return FillPrompt(arguments)
+        return FillPrompt(arguments, **limit)
 
     from cg_local.repository.context import candidates, pack
 
     def count(part: str) -> int:
         return len(model.tokenizer.encode(part))
 
-    # A file that is surely longer than the prompt need not be counted; that takes seconds for 100,000 lines.
-    text_tokens = count(source.text) if len(source.text) <= MAX_CHARACTERS_PER_TOKEN * room else room
-    budget = budgets.context_budget(room, text_tokens + count(f"{path}\n") + 4, fills_prompt=is_asked)
-    files = pack(tree, candidates(tree, path, source.text), budget, count)
+    found = candidates(tree, path, source.text)
+
+    def packed(max_tokens: int) -> list[ContextFile]:
+        # A file that is surely longer than the prompt need not be counted; that takes seconds for 100,000 lines.
+        is_long = len(source.text) > MAX_CHARACTERS_PER_TOKEN * max_tokens
+        text_tokens = (max_tokens if is_long else count(source.text)) + count(f"{path}\n") + 4
+        return pack(tree, found, budgets.context_budget(max_tokens, text_tokens, fills_prompt=is_asked), count)
+
+    files = packed(room)
     if files:
         arguments |= {"path": given.path or path, "context": [(each.path, each.text) for each in files]}
-    return FillPrompt(arguments, files, tree.refused, time.perf_counter() - started)
+    if limit:
+        limit["is_context_cut"] = packed(wish) != files
+    return FillPrompt(arguments, files, tree.refused, time.perf_counter() - started, **limit)
 
 
 def speed_key(model: LocalModel, threads: int | None) -> str:
@@ -136,19 +157,48 @@ def remember_speed(given: FillArguments, model: LocalModel, answer: Completion, 
         PrefillSpeeds.of_user().remember(speed_key(model, given.threads), num_computed, answer.prefill_seconds)
 
 
-def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:
-    """Print the prompt on stdout, control tokens by their names, and the tokens of its parts on stderr."""
+def limit_members(made: FillPrompt, given: FillArguments, *, truncated: bool) -> dict[str, object]:
+    """Return what a document says of --max-wait; nothing where it was not given."""
+    if given.max_wait is None:
+        return {}
+    shortened = made.is_shortened(truncated=truncated)
+    return {"max_prompt_tokens": made.arguments["max_prompt_tokens"], "shortened": shortened}
+
+
+def tell_limit(made: FillPrompt, given: FillArguments, *, truncated: bool, name: str | None = None) -> None:
+    """Tell a person that --max-wait left something out; `name`: of the place, where there are several."""
+    if sys.stderr.isatty() and made.is_shortened(truncated=truncated):
+        room, where = made.arguments["max_prompt_tokens"], f"{name}: " if name else ""
+        unknown = "" if made.is_speed_known else " (this machine's speed is not known yet)"
+        allowed = f"{room:,} tokens are allowed{unknown}, without it {made.wish:,}"
+        notice(f"{where}--max-wait {given.max_wait} cut the prompt: {allowed}")
+
+
+def show_prompt(made: FillPrompt, place: Place, model: LocalModel, given: FillArguments, *, is_single: bool) -> None:
+    """Print the prompt on stdout, control tokens by their names, and the tokens of its parts on stderr.
+
+    Args:
+        made: of `fill_prompt`.
+        place: what it is for.
+        model: who would be asked.
+        given: the options.
+        is_single: there is no other place that it could be mistaken for.
+    """
     prompt = made.build(model)
     text = spelled(prompt.token_ids, model)
     kinds = {each.path: each.kind for each in made.files}
-    if as_json:
+    if given.json:
         print_json(
             {
+                "file": place.target.file,
+                "line": place.gap.line,
+                "col": place.gap.column,
                 "prompt": text,
                 "token_ids": prompt.token_ids,
                 "prompt_tokens": len(prompt.token_ids),
                 "max_prompt_tokens": made.arguments["max_prompt_tokens"],
                 "truncated": prompt.truncated,
+                **limit_members(made, given, truncated=prompt.truncated),
                 "parts": [
                     {
                         "name": part.name,
@@ -164,7 +214,11 @@ def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:
             }
         )
         return
-    write_stdout(text + "\n")
+    if is_single:
+        write_stdout(text + "\n")
+    else:
+        print_under(place, text + "\n")
+        notice(f"{place.name}:")
     for part in prompt.parts:
         kind = kinds.get(part.name)
         cut = f" of about {part.total_tokens:,}" if part.is_cut else ""
@@ -172,6 +226,7 @@ def show_prompt(made: FillPrompt, model: LocalModel, *, as_json: bool) -> None:
     rest = len(prompt.token_ids) - sum(part.num_tokens for part in prompt.parts)
     notice(f"{rest:>6,} tokens: path line and control tokens")
     notice(f"{len(prompt.token_ids):>6,} tokens in all; {made.arguments['max_prompt_tokens']:,} are allowed")
+    tell_limit(made, given, truncated=prompt.truncated)
     for path, reason in made.refused.items():
         notice(f"{path}: not read: {reason}")
 

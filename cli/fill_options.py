@@ -28,14 +28,18 @@ Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep what was computed of the prompt on disk, for the next fill.")
 ]
 Candidates = Annotated[
-    int, typer.Option("-n", "--candidates", min=1, max=16, help="Write so many at once, and let the best be chosen.")
+    int,
+    typer.Option("-n", "--candidates", min=1, max=16, help="Write so many for one place, and let the best be chosen."),
 ]
 All = Annotated[bool, typer.Option("--all", help="Write all candidates, the best first; NUL between them in a pipe.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show each token's probability and what else was likely.")]
 MinProb = Annotated[
     float,
     typer.Option(
-        "--min-prob", min=0.0, max=1.0, help="Hide answers whose tokens are less probable in the mean; status 3."
+        "--min-prob",
+        min=0.0,
+        max=1.0,
+        help="Hide answers whose tokens are less probable in the mean; status 3 where a place has no other.",
     ),
 ]
 
@@ -130,17 +134,14 @@ class FillArguments(ModelArguments):
         """Whether an answer is shown as a whole, or not as text, and so not while it comes."""
         return self.json or self.explain or self.untrimmed or self.diff or self.write or self.min_prob > 0
 
-    def check_several(self, *, is_single: bool) -> None:
-        """Refuse what is made for one place where several are asked for.
+    @property
+    def num_shown(self) -> int:
+        """How many of the most probable tokens an answer brings at each of its own."""
+        if not self.explain:
+            return 0
+        from cg_local.cli.explain import NUM_ALTERNATIVES
 
-        Raises:
-            typer.BadParameter: such an option was given.
-        """
-        one = {"-n": self.candidates > 1, "--explain": self.explain, "--min-prob": self.min_prob > 0}
-        one |= {"--all": self.all, "--show-prompt": self.show_prompt, "--untrimmed": self.untrimmed}
-        given = [name for name, is_given in one.items() if is_given]
-        if given and not is_single:
-            raise typer.BadParameter("is for one place, and several are to be filled.", param_hint=given[0])
+        return NUM_ALTERNATIVES + 1
 
     def prompt_tokens(self, model: str) -> int:
         """Tokens of the prompt at most, by default what suits the model of this name."""

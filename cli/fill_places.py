@@ -1,7 +1,7 @@
 """The places that `cg-local fill` is asked to fill: read, decoded and located before a model is loaded.
 
-This file owns what one bad place does among several: it is told, and the others are filled. Invariant: each file, and
-standard input, is read once.
+This file owns what a bad place does among several: all bad ones are told, and nothing is filled. Invariant: each file,
+and standard input, is read once.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from cg_local.cli.render import notice
+from cg_local.cli.render import notice, print_json, report_error
 from cg_local.cli.session import read_text
 from cg_local.errors import SourceFileError
 from cg_local.infill.cursor import MAX_SOURCE_BYTES, STANDARD_INPUT, Gap, SourceText, Target, locate
@@ -43,17 +43,33 @@ class Place:
     path: str | None
 
     @property
+    def key(self) -> tuple[Path, int, int]:
+        """The same for the same gap, however it was named."""
+        return Path(self.target.file).resolve(), len(self.gap.prefix), len(self.gap.suffix)
+
+    @property
     def name(self) -> str:
         """What messages call it."""
+        if self.target.last_line is not None:
+            return f"{self.target.file}:{self.target.line}-{self.target.last_line}"
         return f"{self.target.file}:{self.gap.line}:{self.gap.column}"
 
 
 @dataclass(frozen=True)
 class BadPlace:
-    """What cannot be filled: the words of the command line or the line of a list, and why."""
+    """What cannot be filled.
+
+    Attributes:
+        name: the words of the command line, or the line of a list.
+        error: why.
+        is_usage: whatever the files hold: it names no place, or the places contradict each other.
+        cause: what --debug shows.
+    """
 
     name: str
     error: str
+    is_usage: bool = False
+    cause: SourceFileError | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,39 @@ class Places:
         """Those that can be filled."""
         return [place for place in self.items if isinstance(place, Place)]
 
+    def checked(self, refused: Mapping[int, BadPlace], *, as_json: bool) -> list[Place]:
+        """Return the places if all of them can be filled; else tell which cannot, and why.
+
+        Args:
+            refused: more that cannot, by their numbers.
+            as_json: print a document for each place, too.
+
+        Raises:
+            SourceFileError: the only one cannot be read.
+            Exit: with status 2 when one of them is wrong usage, else 1.
+        """
+        items = [refused.get(number, place) for number, place in enumerate(self.items)]
+        bad = [place for place in items if isinstance(place, BadPlace)]
+        if not bad:
+            return self.good
+        rest = f"not filled: {len(bad)} of {len(items)} places cannot be"
+        if as_json:
+            for place in items:
+                print_error(place.name, place.error if isinstance(place, BadPlace) else rest)
+        if len(items) == 1 and bad[0].cause is not None:
+            raise bad[0].cause
+        for message in dict.fromkeys(place.error for place in bad):
+            report_error(message)
+        if len(bad) < len(items):
+            them = "it" if len(bad) == 1 else "them"
+            report_error(f"nothing was filled: {len(bad)} of {len(items)} places cannot be; leave {them} out")
+        raise typer.Exit(2 if any(place.is_usage for place in bad) else 1)
+
+
+def print_error(name: str, error: str) -> None:
+    """Print the document of a place that has no answer."""
+    print_json({"target": name, "error": error})
+
 
 def read_places(words: Sequence[str], path: str | None) -> Places:
     """Read what is to be filled.
@@ -81,47 +130,47 @@ def read_places(words: Sequence[str], path: str | None) -> Places:
         words: of the command line; "-" alone: a list on standard input.
         path: the file's name for the model, as asked for.
 
+    Returns:
+        All of them; those that cannot be understood, read or found in their files as bad ones.
+
     Raises:
-        SourceFileError: the only place cannot be read, or the list holds none.
-        BadParameter: no place, or the only one cannot be understood.
+        SourceFileError: the list holds none.
+        BadParameter: no place, or --path for several files.
     """
     if not words:
         raise typer.BadParameter("name a place, or - to read places from standard input.", param_hint=HINT)
     _refuse_missing_colon(words)
-    is_list = list(words) == [STANDARD_INPUT]
-    texts = _listed() if is_list else list(words)
     read = functools.cache(read_text)
-    if not is_list and len(texts) == 1:
-        return Places([_place(_parsed(texts[0]), path, read)], is_single=True)
     places: list[Place | BadPlace] = []
-    for text in texts:
+    seen = set()
+    for text in _listed() if is_list(words) else words:
+        if text == STANDARD_INPUT:
+            places.append(BadPlace(text, "'-' reads a list of places and stands alone", is_usage=True))
+            continue
         try:
-            places.append(_place(parse_place(text), path, read))
-        except (SourceFileError, ValueError) as error:
-            places.append(BadPlace(text.strip(), str(error)))
+            place = _place(parse_place(text), path, read)
+            # Programs name one place in several ways: Node by its line and, below that, with its column.
+            if not is_list(words) or place.key not in seen:
+                places.append(place)
+            seen.add(place.key)
+        except SourceFileError as error:
+            places.append(BadPlace(text.strip(), str(error), cause=error))
+        except ValueError as error:
+            places.append(BadPlace(text.strip(), str(error), is_usage=True))
     files = {place.target.file for place in places if isinstance(place, Place)}
     if path is not None and len(files) > 1:
         raise typer.BadParameter(f"names one file, and {len(files)} are to be filled.", param_hint="--path")
-    return Places(places, is_single=False)
+    return Places(places, is_single=is_single(words))
 
 
-def without_refused(places: Places, refused: dict[str, str]) -> Places:
-    """Return the places with those in files that may not be written as bad ones.
+def is_list(words: Sequence[str]) -> bool:
+    """Whether the words of the command line ask for a list on standard input."""
+    return list(words) == [STANDARD_INPUT]
 
-    Args:
-        places: from `read_places`.
-        refused: files, and why they are refused.
 
-    Raises:
-        SourceFileError: the only place is among them.
-    """
-    items: list[Place | BadPlace] = []
-    for place in places.items:
-        reason = refused.get(place.target.file) if isinstance(place, Place) else None
-        if reason is not None and places.is_single:
-            raise SourceFileError(reason)
-        items.append(BadPlace(place.name, reason) if reason is not None else place)
-    return Places(items, places.is_single)
+def is_single(words: Sequence[str]) -> bool:
+    """Whether the words of the command line are one place, whose answer stands alone."""
+    return len(words) == 1 and not is_list(words)
 
 
 def _listed() -> list[str]:
@@ -131,6 +180,10 @@ def _listed() -> list[str]:
         notice("places are read from the keyboard, one a line; end with Ctrl-D")
     lines = sys.stdin.buffer.read(MAX_SOURCE_BYTES).decode("utf-8", "surrogateescape").splitlines()
     texts, num_others = places_in(lines)
+    if not lines:
+        raise SourceFileError(
+            "standard input: empty, so there is no place to fill; pipe lines that begin with FILE:LINE"
+        )
     if not texts:
         raise SourceFileError(
             f"standard input: no line of {len(lines)} names a place in a file; give FILE:LINE, as `grep -Hn` prints it"
@@ -149,13 +202,6 @@ def _refuse_missing_colon(words: Sequence[str]) -> None:
     for file, line in itertools.pairwise(words):
         if _LINE.fullmatch(line) and Path(file).is_file() and not Path(line).exists():
             raise typer.BadParameter(f"a colon is missing: write {file}:{line}", param_hint=HINT)
-
-
-def _parsed(text: str) -> Target:
-    try:
-        return parse_place(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=HINT) from error
 
 
 def _place(target: Target, path: str | None, read: functools._lru_cache_wrapper[SourceText]) -> Place:

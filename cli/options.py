@@ -77,7 +77,13 @@ OptionalScheme = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document instead of the text.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to write at most.")]
 Temperature = Annotated[
-    float, typer.Option("--temperature", min=0.0, callback=_finite, help="0 takes the most probable token.")
+    float,
+    typer.Option(
+        "--temperature",
+        min=0.0,
+        callback=_finite,
+        help="0 takes the most probable token, whatever --top-k, --top-p, --min-p and --seed say.",
+    ),
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k most probable tokens; 0: all.")]
 TopP = Annotated[

@@ -41,7 +41,7 @@ _ESCAPE_SECONDS = 0.1
 _ROWS_FOR_LEGEND = 10
 _HELP = "↑ ↓ or 1-9 choose   Enter takes it   Esc leaves"
 _SHORT_HELP = "↑↓ Enter Esc"
-_LEGEND = "   #  mean probability of a token, ! where the file would not parse"
+_LEGEND = "   #  mean probability of a token, ! where the text adds a syntax error"
 _STYLE = Style.from_dict(
     {"current": "bold", "added": "ansigreen", "removed": "ansired", "hunk": "ansicyan", "help": ""}
 )

@@ -73,8 +73,9 @@ class Status:
 
     def __init__(self) -> None:
         """Start with nothing shown."""
+        self._has_person = sys.stderr.isatty()
         # A dumb terminal would show the sequences that take the line away.
-        self._is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._is_terminal = self._has_person and os.environ.get("TERM") != "dumb"
         self._lock = threading.Lock()
         self._is_shown = False
 
@@ -106,8 +107,11 @@ class Status:
     def waiting(self, text: str, reason: str = _COMPILING) -> Iterator[None]:
         """Show a line while something is waited for, and what may make the wait long; cleared at the end.
 
-        Where stderr is no terminal, a long wait is explained by a line that stays.
+        On a terminal that cannot take a line away, a long wait is explained by one that stays.
         """
+        if not self._has_person:
+            yield
+            return
         self.show(text)
         seconds, explain = (_LONG_WAIT_SECONDS, self.show) if self._is_terminal else (_LONG_SILENCE_SECONDS, notice)
         timer = threading.Timer(seconds, lambda: explain(f"{text} {reason}"))
@@ -195,8 +199,7 @@ def end_answer(result: Completion, *, is_quiet: bool) -> None:
     Raises:
         typer.Exit: with status 130, when the answer was interrupted.
     """
-    if result.notice is not None:
-        notice(result.notice)
+    tell_cut(result)
     if not is_quiet and sys.stderr.isatty():
         speed = result.decode_tokens_per_second
         rate = f", {speed:.0f} tokens/s" if speed is not None else ""
@@ -204,6 +207,17 @@ def end_answer(result: Completion, *, is_quiet: bool) -> None:
         notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, {end}")
     if result.stop_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
+
+
+def tell_cut(result: Completion, name: str | None = None) -> None:
+    """Tell a person what was left out of a prompt; a document has it as `truncated`.
+
+    Args:
+        result: the answer.
+        name: of the place, where there are several.
+    """
+    if result.notice is not None and sys.stderr.isatty():
+        notice(f"{name}: {result.notice}" if name else result.notice)
 
 
 def timings(load_seconds: float, result: Completion) -> dict[str, float | None]:

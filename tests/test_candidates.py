@@ -12,8 +12,9 @@ from cg_local import SamplingParams
 from cg_local.answers import Infill
 from cg_local.candidates import CANDIDATE_TEMPERATURE, SPARE_TOKENS, candidate_params, rank
 from cg_local.grammars import find_parser
-from cg_local.infill.parse_errors import num_parse_errors
+from cg_local.infill.parse_errors import num_added_errors
 from cg_local.kv_store import KVStore
+from cg_local.languages import language_of
 from cg_local.model import Model
 from cg_local.runtime import LocalModel
 
@@ -146,7 +147,7 @@ def test_rank_merges_and_puts_what_parses_first_then_what_is_probable() -> None:
     errors = {"broken": 2, "less": 1, "good": 0, "better": 0, "  ": 0, "": 0}
     given = [infill("broken", -0.1), infill("  ", -0.01), infill("good", -3.0), infill("better", -0.5)]
     given += [infill("good", -1.0), infill("less", -9.0), infill("", None)]
-    ranked = rank(given, errors.__getitem__)
+    ranked = rank(given, lambda texts: [errors[text] for text in texts])
     assert [(each.text, each.mean_logprob, each.num_copies) for each in ranked] == [
         ("better", -0.5, 1),
         ("good", -1.0, 2),
@@ -159,7 +160,7 @@ def test_rank_merges_and_puts_what_parses_first_then_what_is_probable() -> None:
 
 
 def test_rank_without_a_grammar_goes_by_probability() -> None:
-    assert [each.text for each in rank([infill("a", -2.0), infill("b", -1.0)], lambda _: None)] == ["b", "a"]
+    assert [each.text for each in rank([infill("a", -2.0), infill("b", -1.0)], lambda _: [None, None])] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -185,5 +186,36 @@ def test_rank_without_a_grammar_goes_by_probability() -> None:
 def test_what_parses(text: str, path: str | None, expected: bool | None) -> None:
     if path in ("a.js", "a.go", "a.json") and find_parser({"js": "javascript"}.get(path[2:], path[2:])) is None:
         pytest.skip("needs the extra syntax")
-    found = num_parse_errors(text, path)
+    (found,) = num_added_errors("", "", path, [text])
     assert (None if found is None else found == 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after", "good", "broken"),
+    [
+        ("a.py", "x = ", "\n", "1", "(1"),
+        ("a.py", "x = ", "\n\n\ndef later():\n    y = \n\n\nz = foo(\n", "1", "(1"),  # other open gaps
+        ("a.py", "def f():\n    ", "\n\n\ndef later():\n", "return 1", "return )"),
+        ("a.py", "if ", ":\n    pass\n\nfor x in :\n    pass\n", "a > 1", "a > )"),
+        ("a.ts", "const x = ", ";\n\nfunction later( {\n}\n", "{a: 1}", "{a: 1}}"),
+        ("a.go", "package a\n\nfunc f() int {\n\treturn ", "\n}\n\nfunc g() {\n\tx := \n}\n", "1 + 2", "1 + )"),
+        ("a.json", '{"a": ', ', "b": }\n', "[1, 2]", "[1, 2}"),
+    ],
+)
+def test_candidate_is_to_blame_for_its_own_errors_alone(
+    path: str, before: str, after: str, good: str, broken: str
+) -> None:
+    if not path.endswith(".py") and find_parser(language_of(path) or "") is None:
+        pytest.skip("needs the extra syntax")
+    first, second = num_added_errors(before, after, path, [good, broken])
+    assert first == 0
+    assert second is not None
+    assert second > 0
+    assert num_added_errors(before, after, path, [good]) == [0]
+    (alone,) = num_added_errors(before, after, path, [broken])
+    assert alone is not None
+    assert alone > 0
+
+
+def test_text_of_no_known_language_has_no_errors_to_count() -> None:
+    assert num_added_errors("(", "", "a.unknown", ["(", ")"]) == [None, None]

@@ -189,6 +189,21 @@ def test_long_wait_says_what_is_waited_for_and_leaves_no_line(monkeypatch: pytes
     assert shown == ["", "reading the prompt ...", expected, ""]
 
 
+@pytest.mark.parametrize(("is_terminal", "expected"), [(False, ""), (True, "cg-local: loading ... (because)\n")])
+def test_long_wait_is_explained_to_a_person_alone(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, expected: str
+) -> None:
+    """A terminal that cannot take a line back gets one that stays; a pipe or a file gets none."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(render, "_LONG_SILENCE_SECONDS", 0.01)
+    with render.Status().waiting("loading ...", "(because)"):
+        time.sleep(0.2)
+    assert stream.getvalue() == expected
+
+
 @pytest.mark.skipif(os.name == "nt", reason="pipes break in another way there")
 def test_closed_pipe_is_quiet(home: Path) -> None:
     code = (

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,14 +110,19 @@ def test_standard_input_and_a_file_with_crlf_give_the_same_text(home: Path, fold
     assert (done.returncode, done.stdout.decode()) == (0, expected.replace("\n", "\r\n"))
 
 
-def test_cut_prompt_is_said_on_stderr_and_in_the_document(home: Path, folder: Path) -> None:
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_cut_prompt_is_said_in_the_document_and_to_a_person(
+    home: Path, folder: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
     home.joinpath("long.py").write_text("value = 1\n" * 100_000)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("TERM", "dumb")
     arguments = ("fill", "long.py:50000", "--json", "--context-tokens", "64", "--model", str(folder), *LIVELY)
-    done = command_line.run(*arguments, home=home)
+    done = inside.run(*arguments, home=home)
     assert done.returncode == 0
     assert json.loads(done.stdout)["truncated"] is True
-    assert done.stderr.startswith(b"cg-local: prompt cut to 64 tokens: prefix keeps ")
-    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"cg-local: prompt cut to 64 tokens: prefix keeps ") == is_terminal
+    assert done.stderr.count(b"\n") == is_terminal
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ class TestPicker:
     ) -> None:
         terminal = self.start(home, folder)
         terminal.wait_for("^> 1 ")
-        assert any("mean probability" in line and "would not parse" in line for line in terminal.screen())
+        assert any("mean probability" in line and "adds a syntax error" in line for line in terminal.screen())
         assert any("1-9 choose" in line for line in terminal.screen())
         terminal.type("3")
         terminal.wait_for("^> 3 ")

@@ -337,8 +337,27 @@ def test_cache_shows_and_clears(run: Run, home: Path) -> None:
     assert (entry["label"], entry["num_files"]) == ("toy (q4, float16)", 1)
     assert document["kv"]["num_bytes"] == entry["num_bytes"] > 2 << 20
     assert [(model["name"], model["num_bytes"]) for model in document["models"]] == [("nano-q4", 1000)]
-
+    assert document["others"] == []
     assert "2.0 MiB" in run("cache")[1]
+    for name in ("quality", "peers", "kernels-0123456789abcdef", ".nano-q8.partial"):
+        (home / "cache" / name).mkdir()
+        (home / "cache" / name / "file").write_bytes(b"x" * 10)
+    document = json.loads(run("cache", "--json")[1])
+    assert [model["name"] for model in document["models"]] == ["nano-q4"]
+    assert {each["name"]: (each["holds"], each["num_bytes"]) for each in document["others"]} == {
+        ".nano-q8.partial": ("a copy that is not finished", 10),
+        "kernels-0123456789abcdef": ("compiled kernels", 10),
+        "peers": ("llama.cpp's files, for `bench --peers`", 10),
+        "quality": ("what published weights computed, for `eval quality`", 10),
+    }
+    shown = run("cache")[1]
+    models, others = shown[shown.index("quantized copies of embedded models") :].split("other folders")
+    assert ("nano-q4" in models, "quality" in models, "what published weights computed" in others) == (
+        True,
+        False,
+        True,
+    )
+
     status, _, err = run("cache", "--clear")
     assert (status, err) == (0, f"cg-local: {home / 'cache' / 'kv'}: 2.0 MiB freed\n")
     assert json.loads(run("cache", "--json")[1])["kv"]["entries"] == []

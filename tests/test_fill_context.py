@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,35 @@ def test_time_limit_shortens_the_prompt_by_the_measured_speed(home: Path, folder
     assert 240 < second["prompt_tokens"] <= 288
     sizes = [part["num_tokens"] + 1 for part in second["parts"] if part["kind"] in ("import", "partner")]
     assert 0 < sum(sizes) <= 288 // 4
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_prompt_that_a_time_limit_shortens_says_so(
+    home: Path, folder: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    """Also where all of the file is there and only other files are left out: such a prompt is not `truncated`."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    options = ("fill", "--model", str(folder), "--max-tokens", "2", "--no-cache", "--json", "--max-wait", "3s")
+    told = "cg-local: shop/cart.py:5:21: --max-wait 3s cut the prompt: 128 tokens are allowed (this machine's speed is "
+    told += "not known yet), without it 960\n"
+
+    def run(*arguments: str, place: str = "shop/cart.py:5") -> tuple[list[dict[str, Any]], list[str]]:
+        home.joinpath("cache/prefill-speeds.json").unlink(missing_ok=True)
+        done = inside.run(*options, place, *arguments, home=home)
+        assert done.returncode == 0
+        documents = [json.loads(line) for line in done.stdout.splitlines()]
+        return documents, done.stderr.decode().splitlines(keepends=True)
+
+    (document,), messages = run("--context", "repo", "--context-tokens", "960")
+    assert (document["shortened"], document["truncated"], document["max_prompt_tokens"]) == (True, False, 128)
+    assert messages[:1] == ([told.replace("shop/cart.py:5:21: ", "")] if is_terminal else [])
+    (document, _), messages = run("--context", "repo", "--context-tokens", "960", "shop/money.py:1")
+    assert document["shortened"] is True
+    assert messages[:1] == ([told] if is_terminal else [])
+    (document,), messages = run("--context", "file")
+    assert document["shortened"] is False  # all of the file has room
+    assert not any("--max-wait" in message for message in messages)
 
 
 def test_speed_of_a_run_that_compiled_is_not_remembered(

@@ -37,6 +37,29 @@ from cg_local.infill.targets import parse_place, places_in
         ("my file.py:7: x", Target("my file.py", 7)),
         ("\x1b[35ma.py\x1b[m\x1b[36m:\x1b[m\x1b[32m7\x1b[m\x1b[36m:\x1b[mx = 1", Target("a.py", 7)),  # grep --color
         ("a.py:7: see b.py:9", Target("a.py", 7)),
+        ('  File "a.py", line 7, in f', Target("a.py", 7)),  # Python
+        ('  File "my file.py", line 7', Target("my file.py", 7)),  # SyntaxError
+        ('    |   File "a.py", line 7, in <module>', Target("a.py", 7)),  # ExceptionGroup
+        ('  File \x1b[35m"a.py"\x1b[0m, line \x1b[35m7\x1b[0m, in \x1b[35mf\x1b[0m', Target("a.py", 7)),  # Python 3.13
+        ("a.py:7: in f", Target("a.py", 7)),  # pytest --tb=short
+        ("    at f (/a/b.js:7:3)", Target("/a/b.js", 7, 3)),  # Node
+        ("    at async Object.f [as g] (/a (1)/b.js:7:3)", Target("/a (1)/b.js", 7, 3)),
+        ("    at /a/b.js:7:3", Target("/a/b.js", 7, 3)),
+        ("    at async file:///a/my%20b.mjs:7:3", Target("/a/my b.mjs", 7, 3)),
+        ("    at f (file:///C:/a/b.mjs:7:3)", Target("C:/a/b.mjs", 7, 3)),
+        ("\t/a/b.go:7 +0x1d", Target("/a/b.go", 7)),  # Go
+        ("    b_test.go:7: got 1", Target("b_test.go", 7)),  # go test
+        ("thread 'main' panicked at src/main.rs:7:3:", Target("src/main.rs", 7, 3)),  # Rust
+        ("thread 'main' panicked at 'no, not', src/main.rs:7:3", Target("src/main.rs", 7, 3)),
+        ("             at ./src/main.rs:7:3", Target("./src/main.rs", 7, 3)),
+        ("  ::: src/lib.rs:7:3", Target("src/lib.rs", 7, 3)),
+        ("   at A.B.C(Int32 x) in /src/a.cs:line 7", Target("/src/a.cs", 7)),  # .NET
+        ("  1>a.cs(7,3): error CS0103: no [/src/a.csproj]", Target("a.cs", 7, 3)),  # MSBuild
+        ("a.cs(7,3,7,9): error CS0103: no", Target("a.cs", 7, 3)),
+        ("a.cpp(7,3): error C2065: no", Target("a.cpp", 7, 3)),  # MSVC
+        ("\tfrom a.rb:7:in 'Object#f'", Target("a.rb", 7)),  # Ruby
+        ("a.rb:7:in 'f': no (RuntimeError)", Target("a.rb", 7)),
+        ("#0 /a/b.php(7): f()", Target("/a/b.php", 7)),  # PHP
         ("a.py:7\n", Target("a.py", 7)),
         ("a.py:7: x\r\n", Target("a.py", 7)),
     ],
@@ -79,6 +102,19 @@ def test_text_without_a_place_is_refused(text: str) -> None:
         parse_place(text, lambda path: False)
 
 
+@pytest.mark.parametrize("text", ["a.py:5-6:3", "a.py:5-6:3:", "-:5-6:3"])
+def test_range_takes_no_column(text: str) -> None:
+    range_of = text.removesuffix(":").rpartition(":")[0]
+    with pytest.raises(ValueError, match=f"a range of lines .* takes no column: write {range_of}$"):
+        parse_place(text, lambda path: path in ("a.py", "-"))
+    assert parse_place("a:5-6:3", lambda path: path == "a:5-6") == Target("a:5-6", 3)
+
+
+@pytest.mark.parametrize("first", ['  File "a.py", line 7, in f', "    at f (a.py:7:3)", "\tfrom a.py:7:in 'f'"])
+def test_name_of_an_existing_file_wins_over_a_trace(first: str) -> None:
+    assert parse_place(f"{first}:9", lambda path: path in (first, "a.py")) == Target(first, 9)
+
+
 def test_several_lines_are_no_place() -> None:
     with pytest.raises(ValueError, match=r"'a.py:3' and more: give each place by itself"):
         parse_place("a.py:3\nb.py:4")
@@ -108,3 +144,43 @@ def test_output_of_a_compiler_is_sifted() -> None:
     ]
     texts, num_others = places_in(lines, lambda path: path in ("a.c", "b.h"))
     assert (texts, num_others) == ([lines[1], lines[6]], 7 - 1)
+
+
+def test_traces_are_followed_into_ones_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, foreign = tmp_path / "own", tmp_path / "lib"
+    files = [own / "a.py", own / ".venv" / "site-packages" / "b.py", own / "node_modules" / "c.js", foreign / "d.py"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x\n")
+    monkeypatch.chdir(own)
+    lines = [
+        '  File "a.py", line 1, in f',
+        f'  File "{files[0]}", line 1, in g',
+        f'  File "{files[1]}", line 1, in h',
+        f"{files[1]}:1: in h",  # pytest --tb=short
+        f"    at f ({files[2]}:1:1)",
+        f'  File "{files[3]}", line 1, in i',
+        f"\t{files[3]}:1 +0x1d",
+        f"{files[3]}:1: error",  # a linter was asked for that file
+    ]
+    assert places_in(lines) == ([lines[0], lines[1], lines[7]], 5)
+
+
+def test_traces_are_sifted() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "<stdin>", line 1, in <module>',
+        '  File "a.py", line 3, in f',
+        "    return 1 / 0",
+        "ZeroDivisionError: division by zero",
+        "    at node:internal/main:7:3",
+        "    at Object.<anonymous> (b.js:10:5)",
+        "    at 12:30:15",
+        "goroutine 1 [running]:",
+        "main.f(0x1)",
+        "\tc.go:12 +0x1d",
+        "In file included from a.h:1,",
+        "                 from a.c:2:",
+    ]
+    texts, num_others = places_in(lines, lambda path: path in ("a.py", "b.js", "c.go", "a.c", "a.h"))
+    assert (texts, num_others) == ([lines[2], lines[6], lines[10]], 10)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from enum import Enum
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -88,6 +89,23 @@ def test_bounds_are_those_of_the_option(command: str, name: str) -> None:
     assert option.max is None or option.max == setting.high
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_choices_are_those_of_the_option(command: str) -> None:
+    options = {name: getattr(hint, "__origin__", None) for name, hint in _hints(command).items() if name in SETTINGS}
+    enums = {name: each for name, hint in options.items() for each in (hint, *get_args(hint)) if _is_enum(each)}
+    found = {name: [member.value for member in each] for name, each in enums.items()}
+    assert found == {name: list(SETTINGS[name].choices) for name in found}
+    assert {"scheme", "kv_dtype"} <= found.keys()
+
+
+def _hints(command: str) -> dict[str, Any]:
+    return get_type_hints(FUNCTIONS[command], include_extras=True)
+
+
+def _is_enum(hint: object) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
 def test_table_of_one_command_does_not_reach_the_others(config: Path) -> None:
     config.write_text("[fill]\ntemperature = 0.25\n")
     assert Settings().value("chat", "temperature") is None
@@ -116,7 +134,7 @@ def test_model_may_begin_with_a_tilde(config: Path, monkeypatch: pytest.MonkeyPa
         ("temperature = true", ":1: temperature is True; give a number of at least 0"),
         ("max_tokens = 1.5", ":1: max_tokens is 1.5; give a whole number of at least 1"),
         ("max_tokens = 0", ":1: max_tokens is 0; give a whole number of at least 1"),
-        ("scheme = 'q5'", ':1: scheme is \'q5\'; give one of "q4", "q8", "bf16"'),
+        ("scheme = 'q5'", ':1: scheme is \'q5\'; give one of "q4", "q4s", "q8", "bf16"'),
         ("chat.kv_cache_size = 'much'", ":1: chat.kv_cache_size is 'much'; give a size such as \"4 GiB\", or 0"),
         ("chat = 5", ":1: chat is 5; write [chat] and its keys below"),
         ("fill = 'x'", ":1: fill is 'x'; write [fill] and its keys below"),

@@ -27,6 +27,7 @@ _OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 _LINE_TARGET = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,9})")
 _COLUMN_TARGET = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9})")
+_COLUMN_OF_RANGE = re.compile(r"(?P<range>(?P<file>.+):[0-9]{1,9}-[0-9]{1,9}):[0-9]{1,9}:?")
 _RANGE_TARGET = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,9})-(?P<last>[0-9]{1,9})")
 
 # Longest marks first: the UTF-32 mark starts with the UTF-16 one.
@@ -109,6 +110,9 @@ def parse_target(text: str, is_file: Callable[[str], bool] | None = None) -> Tar
         if last < first:
             raise ValueError(f"{text!r} ends before it begins: write {match['file']}:{last}-{first}")
         return Target(match["file"], first, last_line=last)
+    odd = _COLUMN_OF_RANGE.fullmatch(text)
+    if odd and not exists(odd["range"]) and not _LINE_TARGET.fullmatch(odd["file"]):
+        raise ValueError(f"{text!r}: a range of lines is rewritten whole and takes no column: write {odd['range']}")
     plain = _LINE_TARGET.fullmatch(text)
     if match := _COLUMN_TARGET.fullmatch(text):
         if plain and not exists(match["file"]) and exists(plain["file"]):

@@ -4,7 +4,8 @@ This file owns the way from such a line to a `Target`. It reads files only to te
 Invariant: what `parse_target` takes and names a file that exists means here what it means there.
 
 Taken are FILE:LINE, FILE:LINE:COL and FILE:LINE:TEXT, with or without a colon or a text behind, `--> FILE:LINE:COL` as
-rustc has it, and FILE(LINE,COL) as tsc and MSVC have it. A drive letter ("C:\\\\a.c:3") belongs to the file's name.
+rustc has it, FILE(LINE,COL) as tsc and MSVC have it, and the lines of stack traces that name a file with its path. A
+drive letter ("C:\\\\a.c:3") belongs to the file's name.
 """
 
 from __future__ import annotations
@@ -17,13 +18,30 @@ from pathlib import Path
 from cg_local.infill.cursor import Target, parse_target
 
 _REPORT = re.compile(
-    r"\s*(?:-->\s+)?(?P<file>.+?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
+    r"\s*(?:(?:-->|:::)\s+)?(?P<file>.+?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
     r"(?P<rest>[:\s].*)?",
     re.DOTALL,
 )
+# MSBuild puts "1>" before it, PHP's traces "#0 ", and MSBuild may print where the place ends, too.
 _PARENTHESES = re.compile(
-    r"\s*(?P<file>.+?)\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9}))?(?P<last>)\)(?P<rest>\s*:.*)", re.DOTALL
+    r"\s*(?:[0-9]+>\s*|#[0-9]+\s+)?(?P<file>.+?)"
+    r"\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9})(?:,[0-9]+){0,2})?(?P<last>)\)(?P<rest>\s*:.*)",
+    re.DOTALL,
 )
+_PLACE = r"(?P<file>.+?):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9})"
+# Lines of stack traces, which have words before the file.
+_TRACES = (
+    re.compile(r'[\s|+]*File "(?P<file>[^"]+)", line (?P<line>[0-9]{1,9})(?P<column>)(?:, in .*)?'),  # Python
+    re.compile(rf"\s*at .+? \({_PLACE}\)"),  # Node: a function
+    re.compile(rf"\s*at (?:async )?{_PLACE}"),  # Node: a file; Rust
+    re.compile(rf".*\bpanicked at (?:'.*', )?{_PLACE}:?"),  # Rust
+    re.compile(r"\s*at .+ in (?P<file>.+):line (?P<line>[0-9]{1,9})(?P<column>)"),  # .NET
+    re.compile(r"\s+from (?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>):in .*"),  # Ruby
+    re.compile(r"\t(?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>) \+0x[0-9a-f]+"),  # Go
+)
+# Lines of traces that look like any other report: pytest's, and Ruby's first one.
+_FRAME = re.compile(r":[0-9]+: ?in \S")
+_FOREIGN_FOLDERS = frozenset(("site-packages", "dist-packages", "node_modules"))
 _ODD_COLUMN = -1
 """In place of a column with something behind it that no program prints."""
 
@@ -65,7 +83,8 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
     """Choose the lines of another program's output that name a place, each place once.
 
     A line with anything behind the place counts only if the file exists: words with a number behind a colon occur in
-    much that programs print.
+    much that programs print. A stack trace goes through libraries, which nobody wants filled: its lines count where
+    the file lies in the current folder or its git work tree, and in no folder of installed packages.
 
     Returns:
         The lines, in order, and how many others there are, empty ones left out.
@@ -79,14 +98,34 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
         except ValueError:
             num_others += bool(line.strip())
             continue
-        if exists(place.file) or _BARE.fullmatch(line.strip()):
+        if _is_frame(line) and not _is_own(place.file):
+            num_others += 1
+        elif exists(place.file) or _BARE.fullmatch(line.strip()):
             chosen.setdefault(place, line)
         else:
             num_others += 1
     return list(chosen.values()), num_others
 
 
+def _is_frame(line: str) -> bool:
+    line = _ESCAPES.sub("", line).rstrip("\r\n")
+    return bool(_FRAME.search(line)) or any(trace.fullmatch(line) for trace in _TRACES)
+
+
+def _is_own(file: str) -> bool:
+    from cg_local.repository.work_tree import find_work_tree
+
+    here = Path.cwd()
+    tree = find_work_tree(here / "file")
+    root = (tree.root if tree.is_git else here).resolve()
+    path = Path(file).resolve()
+    return path.is_relative_to(root) and not _FOREIGN_FOLDERS & set(path.relative_to(root).parts)
+
+
 def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
+    for trace in _TRACES:
+        if match := trace.fullmatch(text):
+            return Target(_path(match["file"]), int(match["line"]), int(match["column"]) if match["column"] else None)
     for pattern in (_REPORT, _PARENTHESES):
         match = pattern.fullmatch(text)
         if match is None or (pattern is _PARENTHESES and not exists(match["file"])):
@@ -101,6 +140,16 @@ def _located(text: str, exists: Callable[[str], bool]) -> Target | None:
             column = None  # `grep -n` found a line that begins with a number
         return Target(match["file"], line, column)
     return None
+
+
+def _path(name: str) -> str:
+    """Return the path that a trace names; Node names modules by URLs."""
+    if not name.startswith("file://"):
+        return name
+    from urllib.parse import unquote
+
+    path = unquote(name.removeprefix("file://"))
+    return path[1:] if re.match("/[A-Za-z]:/", path) else path
 
 
 def _is_text_of(file: str, number: int, text: str) -> bool:
