@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +133,54 @@ def test_log_line_of_several_steps_counts_the_tokens_of_all(tmp_path: Path) -> N
     assert [line["step"] for line in lines if "loss" in line] == [3, 5]
     assert state.tokens == whole.tokens == lines[-1]["tokens"]
     assert_same_weights(whole, state)
+
+
+def test_time_of_the_device_is_counted_where_steps_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train.Trainer(
+        replace(TINY, run=replace(TINY.run, log_steps=4)),
+        tmp_path / "run", stream(), stream(), train.Clock(6, lambda: 0.0),
+    )  # fmt: skip
+    device_get = jax.device_get
+
+    def slow(figures: object) -> object:
+        time.sleep(0.2)
+        return device_get(figures)
+
+    monkeypatch.setattr(jax, "device_get", slow)
+    elapsed = run.run().elapsed
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    counts = [4, 2]
+    assert [line["step"] for line in lines] == [4, 6]
+    assert all(line["seconds"] >= 0.2 / count for line, count in zip(lines, counts, strict=True))
+    told = sum(line["seconds"] * count for line, count in zip(lines, counts, strict=True))
+    assert elapsed == pytest.approx(told, abs=0.01)
+    assert run.clock.elapsed == elapsed
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_stop_that_ends_the_makers_of_batches_too_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    run = trainer(tmp_path / "run", 100)
+    batches = run.batches()
+
+    def ending() -> Iterator[packing.Batch]:
+        yield next(batches)
+        if is_stopped:
+            run.stop()  # while the trainer waits
+        raise TrainingError("a process that makes batches has ended")
+
+    monkeypatch.setattr(run, "batches", ending)
+    if not is_stopped:
+        with pytest.raises(TrainingError, match="has ended"):
+            run.run()
+        return
+    state = run.run()
+    newest = train.checkpoints.latest(tmp_path / "run")
+    assert newest is not None
+    assert train.restore_state(newest, state).step == 1
 
 
 def test_run_cut_where_the_row_length_changes_goes_on_as_the_whole_run(

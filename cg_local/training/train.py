@@ -75,13 +75,17 @@ class Pending:
 
     Attributes:
         figures: as the step function gives them.
-        seconds: time of the step, without the device's share where the host did not wait for it.
+        seconds: the host's time for the step; it does not wait for the device.
         waited: the part of it that was spent on data.
+        factor: the share of the full learning rates.
+        length: tokens of a row.
     """
 
     figures: dict[str, jax.Array]
     seconds: float
     waited: float
+    factor: float
+    length: int
 
 
 def weighted_loss(params: model.Params, recipe: Recipe, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -217,7 +221,8 @@ class Trainer:
             stream: training data.
             validation: held-out data.
             clock: length of the run.
-            on_step: called after each step with the state and the step's figures, as in the log.
+            on_step: called with the state and the newest step's figures whenever a line is logged: every `log_steps`
+                steps, and before held-out data is looked at or a checkpoint is written.
             loss_function: what is minimised, and figures for the log, among them those of `weighted_loss`.
         """
         self.on_step = on_step
@@ -253,6 +258,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Log the loss on held-out files: the same batches every time, of the run's first row length."""
+        self.read_figures()
         run = self.recipe.run
         length = run.sequence_lengths[0]
         batches = self.validation.batches(0, run.batch_tokens // length, length)
@@ -290,7 +296,12 @@ class Trainer:
         batches = self.batches()
         while self.clock.progress(self.state.step) < 1.0 and not self.is_stopping:
             begin = time.monotonic()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except TrainingError:
+                if self.is_stopping:  # the signal reached the processes that make batches, too
+                    break
+                raise
             waited = time.monotonic() - begin
             self.take_step(batch, begin, waited)
             now = time.monotonic()
@@ -306,11 +317,9 @@ class Trainer:
         return self.state
 
     def save(self) -> None:
-        """Write a checkpoint; it counts the tokens of all steps."""
-        state = self.state
-        progress = self.clock.progress(state.step)
-        self.read_figures(optimizer.rate_factor(self.recipe.optimizer, state.step, progress), state.length)
-        save_state(self.folder, state, self.recipe)
+        """Write a checkpoint; it counts the tokens and the time of all steps."""
+        self.read_figures()
+        save_state(self.folder, self.state, self.recipe)
 
     def take_step(self, batch: Batch, begin: float, waited: float) -> None:
         """One update, and with the last of `log_steps` a line in the log; `begin` is when the step started, `waited`
@@ -322,18 +331,19 @@ class Trainer:
             state.params, state.opt_state, state.average, arrays_of(batch), jnp.float32(factor), jnp.float32(share)
         )
         state.step += 1
-        is_last = state.step % self.recipe.run.log_steps == 0
-        if is_last:
-            jax.block_until_ready(figures)
         seconds = time.monotonic() - begin
-        state.elapsed += seconds
-        self.clock.elapsed = state.elapsed
-        self.pending.append(Pending(figures, seconds, waited))
-        if is_last:
-            self.read_figures(factor, batch.token_ids.shape[1])
+        self.count_time(seconds)
+        self.pending.append(Pending(figures, seconds, waited, factor, batch.token_ids.shape[1]))
+        if state.step % self.recipe.run.log_steps == 0:
+            self.read_figures()
 
-    def read_figures(self, factor: float, length: int) -> None:
-        """Take over the figures of the steps since the last line, and log the newest step's with the mean of times.
+    def count_time(self, seconds: float) -> None:
+        """Add to the time of training, by which a run of a given length ends."""
+        self.state.elapsed += seconds
+        self.clock.elapsed = self.state.elapsed
+
+    def read_figures(self) -> None:
+        """Wait for the steps since the last line, take over their figures, and log the newest step's with mean times.
 
         Raises:
             TrainingError: the loss is no number.
@@ -341,8 +351,10 @@ class Trainer:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        state = self.state
+        state, begin = self.state, time.monotonic()
         read: list[dict[str, Any]] = jax.device_get([item.figures for item in pending])
+        device_seconds = time.monotonic() - begin
+        self.count_time(device_seconds)
         state.tokens += sum(int(figures["tokens"]) for figures in read)
         values = {name: float(value) for name, value in read[-1].items() if name != "tokens"}
         if not np.isfinite(values["loss"]):
@@ -350,12 +362,12 @@ class Trainer:
                 f"step {state.step}: the loss is {values['loss']}. Resume from a checkpoint with lower rates."
             )
         rounded = {name: round(value, 4) for name, value in values.items()}
-        seconds = float(np.mean([item.seconds for item in pending]))
+        seconds = (sum(item.seconds for item in pending) + device_seconds) / len(pending)
         self.on_step(state, {**values, "seconds": seconds})
         self.log(
             **rounded,
-            rate=round(factor, 4),
+            rate=round(pending[-1].factor, 4),
             seconds=round(seconds, 3),
             data_seconds=round(float(np.mean([item.waited for item in pending])), 3),
-            length=length,
+            length=pending[-1].length,
         )
