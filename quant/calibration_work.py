@@ -70,12 +70,12 @@ class CalibrationWork:
         """Take the destination's lock and read what is there.
 
         Raises:
-            QuantizeError: another process makes this pack, or the folder cannot be written.
+            QuantizeError: another process makes this pack, or the folder cannot be read or written.
         """
         self._folder.__enter__()
         try:
-            obstacle = self._plan.obstacle()
-            if obstacle is not None and not self._restart:
+            obstacle = None if self._restart else self._plan.obstacle()
+            if obstacle is not None:
                 place = self._folder.workspace
                 self._tell(f"{place}: unfinished work cannot be continued ({obstacle}); it is begun anew")
             if obstacle is not None or self._restart:
@@ -83,7 +83,8 @@ class CalibrationWork:
             self._plan.write()
             self._read()
         except BaseException as cause:
-            self._folder.discard()
+            if not self._folder.found_work:  # what an earlier run has done outlives whatever happens here
+                self._folder.discard()
             self._folder.__exit__(None, None, None)
             if isinstance(cause, OSError):
                 raise self._failed(cause) from cause
@@ -144,7 +145,11 @@ class CalibrationWork:
         )
 
     def _read(self) -> None:
-        """Take up what is sound."""
+        """Take up what is sound.
+
+        Raises:
+            QuantizeError: the disk fails, which says nothing of what is on it.
+        """
         try:
             pack = ImportancePack.load(self._folder.workspace / PACK_FILE)
             if pack.document.get("sha256") != pack.digest:
@@ -156,7 +161,9 @@ class CalibrationWork:
                 return
             self.num_layers, self.states = _read_stream(self._folder.workspace / STREAM_FILE)
             self._tell(f"{self._folder.destination}: continues behind layer {self.num_layers}")
-        except (QuantizeError, KeyError, ValueError):
+        except (QuantizeError, KeyError, ValueError) as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise
             self._forget()
 
     def _failed(self, cause: OSError) -> QuantizeError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cg_local import packing
+from cg_local.errors import QuantizeError
 
 PLAN_FILE = "plan.json"
 # What it means that a member of the plan differs.
@@ -43,13 +44,19 @@ class WorkPlan:
         self.data = json.dumps(plan, indent=1).encode("ascii") + b"\n"
 
     def obstacle(self) -> str | None:
-        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none."""
+        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none.
+
+        Raises:
+            QuantizeError: the plan cannot be read, which says nothing of what it holds.
+        """
         try:
             found = self._path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as cause:
-            return f"its plan cannot be read: {cause.strerror}"
+            raise QuantizeError(
+                f"{self._path}: cannot be read ({cause.strerror}); check the disk, or pass --restart to begin anew"
+            ) from cause
         if found == self.data:
             return None
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -205,6 +206,50 @@ def test_work_that_does_not_fit_or_is_damaged_is_begun_anew(small: Path, tmp_pat
         assert calibrated(small, path, probes=None) == (expected, [])
     calibrated(small, path, "layer 1 of 2", None)
     assert calibrated(small, path, probes=None, restart=True) == (expected, [])
+
+
+def io_error(path: Path) -> ImportancePack:
+    """Fail as a disk does, of which a second try may know nothing."""
+    raise QuantizeError(f"{path}: cannot be read") from OSError(errno.EIO, "Input/output error")
+
+
+def interrupting(path: Path) -> ImportancePack:
+    raise KeyboardInterrupt
+
+
+def lacking(path: Path) -> ImportancePack:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("load", "error"), [(interrupting, KeyboardInterrupt), (lacking, MemoryError), (io_error, QuantizeError)]
+)
+def test_work_outlives_what_happens_while_it_is_read(
+    small: Path,
+    tmp_path: Path,
+    undisturbed: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    load: Callable[[Path], ImportancePack],
+    error: type[BaseException],
+) -> None:
+    path, workspace = tmp_path / "pack", tmp_path / ".pack.partial"
+    calibrated(small, path, "layer 1 of 2")
+    before = {entry.name: entry.read_bytes() for entry in workspace.iterdir() if entry.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(ImportancePack, "load", load)
+        with pytest.raises(error):
+            calibrate(open_checkpoint(small), path, CORPUS, SHORT)
+    assert {entry.name: entry.read_bytes() for entry in workspace.iterdir() if entry.is_file()} == before
+    assert calibrated(small, path) == (undisturbed, [f"{path}: continues behind layer 1"])
+
+
+def test_a_failure_before_anything_is_done_leaves_nothing_to_read(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImportancePack, "load", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(open_checkpoint(small), tmp_path / "pack", CORPUS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_before_the_first_layer_leaves_nothing(tmp_path: Path) -> None:

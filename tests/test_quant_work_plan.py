@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cg_local.quant.work_plan import WorkPlan
+from cg_local.errors import QuantizeError
+from cg_local.quant.work_plan import PLAN_FILE, WorkPlan
 
 
 def corpus(files: dict[str, str], num_tokens: int = 1200) -> dict[str, Any]:
@@ -45,3 +46,12 @@ def test_another_pack_is_told_without_its_digest(tmp_path: Path) -> None:
     WorkPlan(tmp_path, {"options": {"method": "imp", "importance": "0" * 64}}).write()
     other = WorkPlan(tmp_path, {"options": {"method": "imp", "importance": "1" * 64}})
     assert other.obstacle() == "it was begun with another importance pack"
+
+
+def test_a_plan_that_cannot_be_read_is_no_other_plan(tmp_path: Path) -> None:
+    plan = WorkPlan(tmp_path, {"options": {}})
+    plan.write()
+    (tmp_path / PLAN_FILE).unlink()
+    (tmp_path / PLAN_FILE).mkdir()  # cannot be read, even by the superuser
+    with pytest.raises(QuantizeError, match=r"plan.json: cannot be read \(.*\); check the disk, or pass --restart"):
+        plan.obstacle()
