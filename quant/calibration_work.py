@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -37,7 +38,7 @@ class CalibrationWork:
         statistics: of the inputs of all matrices in the layers that are done.
         num_layers: how many layers are done.
         states: the residual stream behind them; None: nothing is done, or everything.
-        sensitivities: those that are measured.
+        sensitivities: those that are measured on the texts that are asked for.
     """
 
     statistics: dict[str, InputStatistics]
@@ -46,25 +47,38 @@ class CalibrationWork:
     sensitivities: dict[str, float]
 
     def __init__(
-        self, destination: Path, plan: Mapping[str, object], *, restart: bool, on_notice: Callable[[str], None]
+        self,
+        destination: Path,
+        plan: Mapping[str, object],
+        *,
+        probes: str | None = None,
+        restart: bool,
+        on_notice: Callable[[str], None],
     ) -> None:
         """Prepare; nothing is touched.
 
         Args:
             destination: file of the pack that will be made.
-            plan: everything that it depends on, as for `work_plan.WorkPlan`.
+            plan: everything that its statistics depend on, as for `work_plan.WorkPlan`.
+            probes: digest of the texts that sensitivities are measured on, which statistics do not depend on; None:
+                none are asked for.
             restart: discard what an earlier run left.
             on_notice: told that work continues, is begun anew, or is kept.
         """
         self._folder = AtomicFolder(destination, QuantizeError, keeps_work=True)
         self._plan = WorkPlan(self._folder.workspace, plan)
-        self._restart, self._tell = restart, on_notice
+        self._probes, self._restart, self._tell = probes, restart, on_notice
         self._forget()
 
     @property
     def knows_inputs(self) -> bool:
         """Whether the statistics of all matrices are known."""
         return EMBEDDING in self.statistics
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the work so far takes on the disk."""
+        return self._folder.work_bytes
 
     def __enter__(self) -> CalibrationWork:
         """Take the destination's lock and read what is there.
@@ -140,9 +154,8 @@ class CalibrationWork:
 
     def _write_pack(self) -> None:
         pack = ImportancePack(self.statistics, self.sensitivities, "", {})
-        ImportancePack(self.statistics, self.sensitivities, "", {"sha256": pack.digest}).save(
-            self._folder.workspace / PACK_FILE
-        )
+        document = {"sha256": pack.digest, "probes": self._probes}
+        replace(pack, document=document).save(self._folder.workspace / PACK_FILE)
 
     def _read(self) -> None:
         """Take up what is sound.
@@ -154,7 +167,8 @@ class CalibrationWork:
             pack = ImportancePack.load(self._folder.workspace / PACK_FILE)
             if pack.document.get("sha256") != pack.digest:
                 return
-            self.statistics, self.sensitivities = dict(pack.statistics), dict(pack.sensitivities)
+            self.statistics = dict(pack.statistics)
+            self.sensitivities = dict(pack.sensitivities) if pack.document["probes"] == self._probes else {}
             if self.knows_inputs:
                 done = f"with {len(self.sensitivities)} sensitivities known" if self.sensitivities else ""
                 self._tell(f"{self._folder.destination}: continues behind the last layer {done}".rstrip())
