@@ -69,10 +69,14 @@ def calibrate(
         SettingsError: a file cannot be written.
     """
     check_memory(checkpoint, corpus, probes)
-    _check_disk(checkpoint.config, destination, corpus)
-    options = {"corpus": corpus.document(), "sensitivities": None if probes is None else probes.document()}
-    plan = {"quantizer": code_identity(), "sources": fingerprint(checkpoint), "options": options}
-    with CalibrationWork(destination, plan, restart=restart, on_notice=on_notice) as work:
+    plan = {
+        "quantizer": code_identity(),
+        "sources": fingerprint(checkpoint),
+        "options": {"corpus": corpus.document()},
+    }
+    texts = None if probes is None else probes.digest
+    with CalibrationWork(destination, plan, probes=texts, restart=restart, on_notice=on_notice) as work:
+        _check_disk(checkpoint.config, destination, corpus, work)
         pack = importance_of(
             checkpoint, corpus, work=work, on_layer=lambda done, total: on_step(done, total, f"layer {done} of {total}")
         )
@@ -117,11 +121,12 @@ def check_memory(checkpoint: Checkpoint, corpus: Corpus, probes: Corpus | None) 
         )
 
 
-def _check_disk(config: ModelConfig, destination: Path, corpus: Corpus) -> None:
+def _check_disk(config: ModelConfig, destination: Path, corpus: Corpus, work: CalibrationWork) -> None:
     shapes = matrix_shapes(config, has_separate_head=False)
     pack = sum(4 * (1 + RANK) * columns for name, (_, columns) in shapes.items() if input_name(name) == name)
-    # Each file's new content lies beside the old one for a moment.
-    needed = 2 * (pack + 4 * corpus.num_tokens * config.hidden_size)
+    stream = 0 if work.knows_inputs else 4 * corpus.num_tokens * config.hidden_size
+    # Each file's new content lies beside the old one for a moment; what is there need not fit once more.
+    needed = 2 * (pack + stream) - work.num_bytes
     free = shutil.disk_usage(destination.absolute().parent).free
     if free < needed:
         raise QuantizeError(

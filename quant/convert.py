@@ -146,8 +146,8 @@ class _Conversion:
 
     def _judge_leftovers(self, writer: ModelFolderWriter, journal: Journal, restart: bool) -> None:
         """Remove what an interrupted run left, where it is of other work or not wanted."""
-        obstacle = journal.obstacle()
-        if obstacle is not None and not restart:
+        obstacle = None if restart else journal.obstacle()
+        if obstacle is not None:
             self.tell(f"{writer.workspace}: unfinished work cannot be continued ({obstacle}); it is begun anew")
         if obstacle is not None or restart:
             writer.clear()

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local.kernels.cache_folder import caching_for
+from cg_local.quant.work_plan import COMPILED_IN
 
-with caching_for(Path(__file__).parent):
+with caching_for(Path(__file__).parent, *COMPILED_IN):
     from cg_local.quant import feedback_kernels, revision_kernels
     from cg_local.quant.lanes import PANEL
 

@@ -95,7 +95,7 @@ def capped_rows(inputs: Sequence[Floats]) -> list[Floats]:
         inputs: of each sequence, its first token first, float32 [num_tokens, columns].
 
     Raises:
-        QuantizeError: an input is not finite.
+        QuantizeError: an input is not finite, or so large that float32 cannot hold the mean products.
     """
     lengths = [np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)) for x in inputs]
     if not all(np.isfinite(found).all() for found in lengths):
@@ -103,8 +103,22 @@ def capped_rows(inputs: Sequence[Floats]) -> list[Floats]:
     later = np.concatenate([found[1:] for found in lengths])
     cap = np.quantile(later, 1 - CAPPED_SHARE) if len(later) else math.inf
     root = math.sqrt(sum(map(len, lengths)))
+    _check_products(lengths, cap, inputs[0].shape[1])
     factors = [np.minimum(1.0, cap / np.maximum(found, np.finfo(np.float64).tiny)) / root for found in lengths]
     return [x * factor[:, None].astype(np.float32) for x, factor in zip(inputs, factors, strict=True)]
+
+
+def _check_products(lengths: Sequence[Doubles], cap: float, columns: int) -> None:
+    """Refuse rows of these lengths, at most `cap`, whose mean product might leave float32 where it is computed."""
+    capped = np.minimum(np.concatenate(lengths), cap)
+    # No element of H exceeds its trace. The iteration's first basis, of normal numbers, has vectors of about
+    # sqrt(columns); twice that is more than any of them.
+    limit = np.finfo(np.float32).max / (2 * math.sqrt(columns))
+    if np.square(capped).mean() > limit:
+        raise QuantizeError(
+            f"a layer's inputs are as large as {capped.max():.0e}: float32 cannot hold their mean products; check the "
+            "weights, or quantize them with --method fast"
+        )
 
 
 def _principal_directions(rows: Sequence[Floats], columns: int) -> Doubles:
