@@ -43,6 +43,7 @@ def calibrate(
     sensitivities: Sensitivities = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
+    threads: options.QuantizerThreads = None,
     json: options.Json = False,
 ) -> None:
     """Let published weights read texts and write down what the inputs of each matrix look like.
@@ -54,7 +55,7 @@ def calibrate(
 
     Memory grows with --tokens: at most 3.1 GiB for 2B at the default, 4.7 GiB for 7B, no more with --sensitivities;
     what does not fit is refused before anything is computed. An interrupted run is continued by the same command, from
-    the layer or the matrix it was at.
+    the layer or the matrix it was at, to the same bytes.
 
     \b
     Examples:
@@ -79,7 +80,7 @@ def calibrate(
         raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
     for found in checkpoint.notices:
         notice(found)
-    pack, summary = _made(checkpoint, destination, corpus, tokens, window, sensitivities, restart)
+    pack, summary = _made(checkpoint, destination, corpus, tokens, window, sensitivities, restart, threads)
     if json:
         own = {"file": str(destination), "weights": pack.weights, "sensitivities": dict(pack.sensitivities)}
         print_json({**own, **pack.document})
@@ -97,6 +98,7 @@ def _made(
     window: int,
     sensitivities: int | None,
     restart: bool,
+    threads: int | None,
 ) -> tuple[ImportancePack, str]:
     """Make the pack; also says in words what was read."""
     from cg_local.quant.calibration import calibrate as make_pack
@@ -118,5 +120,6 @@ def _made(
             restart=restart,
             on_step=on_step or (lambda done, total, what: None),
             on_notice=notice,
+            num_threads=threads,
         )
     return pack, f"{corpus.num_tokens:,} tokens of {len(corpus.files):,} files"
