@@ -18,11 +18,10 @@ from cg_local.model_folder import matrix_shapes
 from cg_local.packing import COLUMN_MULTIPLE, packed_bytes
 from cg_local.quant.allocation import CANDIDATES, Choice, allocate
 from cg_local.quant.encoder import guide_by, sample_rows
-from cg_local.quant.fixed_order import in_order, single_threaded_blas
+from cg_local.quant.fixed_order import in_order, single_threaded_blas, usable_cores
 from cg_local.quant.importance import ImportancePack
 from cg_local.quant.rounded_rows import relative_error, rounded
 from cg_local.quant.schemes import QuantizationPlan, kind_of, plan_checkpoint, plan_formats
-from cg_local.threads import usable_processors
 
 SMALLEST_BITS, LARGEST_BITS = 3.0, 16.0
 UNUSED_BITS = 0.5  # bits a weight left over that are worth a word
@@ -51,9 +50,7 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
     gain_bytes = sum(tensor.num_bytes for tensor in whole.tensors if tensor.name not in whole.formats)
     budget = int(bits_per_weight * whole.num_weights / 8) - gain_bytes
     shapes = matrix_shapes(checkpoint.config, has_separate_head=checkpoint.has_separate_head)
-    tables = list(
-        in_order(lambda name: _choices(checkpoint, name, shapes[name], pack), shapes, len(usable_processors()))
-    )
+    tables = list(in_order(lambda name: _choices(checkpoint, name, shapes[name], pack), shapes, usable_cores()))
     formats = allocate(dict(zip(shapes, tables, strict=True)), budget)
     plan = plan_formats(checkpoint, f"{bits_per_weight:g}bpw", formats.__getitem__)
     if plan.bits_per_weight < bits_per_weight - UNUSED_BITS:

@@ -26,13 +26,12 @@ from cg_local.quant.corpora import Corpus
 from cg_local.quant.divergence import HeadLogits, compare
 from cg_local.quant.encoder import guide_by, sample_rows
 from cg_local.quant.fingerprint import fingerprint
-from cg_local.quant.fixed_order import WORK_BYTES, single_threaded_blas
+from cg_local.quant.fixed_order import WORK_BYTES, single_threaded_blas, usable_cores
 from cg_local.quant.hidden_states import advance, embedded, final_states, normed, window_bytes
 from cg_local.quant.importance import RANK, ImportancePack, InputStatistics, input_name
 from cg_local.quant.rounded_rows import Rounding, relative_errors
 from cg_local.quant.schemes import divisible_format
 from cg_local.quant.work_plan import code_identity
-from cg_local.threads import usable_processors
 
 Floats = NDArray[np.float32]
 OnStep = Callable[[int, int], None]
@@ -73,7 +72,7 @@ def calibrate(
         QuantizeError: the disk is too full, another process makes this pack, or an input is not finite.
         SettingsError: a file cannot be written.
     """
-    num_threads = num_threads or len(usable_processors())
+    num_threads = num_threads or usable_cores()
     check_memory(checkpoint, corpus, probes, num_threads)
     _check_disk(checkpoint.config, destination, corpus)
     options = {"corpus": corpus.document(), "sensitivities": None if probes is None else probes.document()}

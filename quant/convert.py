@@ -20,7 +20,7 @@ from cg_local.model_folder_writer import ModelFolderWriter, check_destination
 from cg_local.packing import PackedMatrix
 from cg_local.quant import slabs
 from cg_local.quant.encoder import Encoder, Workplace
-from cg_local.quant.fixed_order import single_threaded_blas, threads
+from cg_local.quant.fixed_order import single_threaded_blas, threads, usable_cores
 from cg_local.quant.journal import Journal
 from cg_local.quant.methods import prepared, required_tokenizer
 from cg_local.quant.options import Options
@@ -28,7 +28,6 @@ from cg_local.quant.report import QuantizationReport, TensorReport, quality_docu
 from cg_local.quant.schemes import QuantizationPlan
 from cg_local.quant.source_files import SourceFiles
 from cg_local.quant.work_plan import code_identity, package_version
-from cg_local.threads import usable_processors
 
 JOURNAL_VERSION = 1
 METHOD_FOLDER = "method"
@@ -67,7 +66,7 @@ def convert(
             writer,
             restart=restart,
             is_resumable=is_resumable,
-            num_threads=num_threads or len(usable_processors()),
+            num_threads=num_threads or usable_cores(),
             on_progress=on_progress or (lambda done, total, tensor: None),
         )
     return QuantizationReport(

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from cg_local.checkpoint import Checkpoint
 from cg_local.packing import TILE_ROWS
 from cg_local.quant.encoder import Encoder
+from cg_local.quant.fixed_order import usable_cores
 from cg_local.quant.methods import prepared
 from cg_local.quant.options import Options
 from cg_local.quant.schemes import GAIN_FORMAT, QuantizationPlan, TensorPlan
 from cg_local.quant.slabs import block_bytes, rows_of
-from cg_local.threads import usable_processors
 
 BLOCKS_PER_THREAD = 3
 HASHED_BYTES = 16 << 20
@@ -56,7 +56,7 @@ def measure(checkpoint: Checkpoint, options: Options, num_threads: int | None) -
     started = time.perf_counter()
     plan, encoder = prepared(checkpoint, options)
     preparing = time.perf_counter() - started  # the conversion will do the same again
-    threads = num_threads or len(usable_processors())
+    threads = num_threads or usable_cores()
     matrices: dict[str, list[TensorPlan]] = {}
     for tensor in plan.tensors:
         if tensor.format != GAIN_FORMAT:

@@ -9,6 +9,7 @@ Not every BLAS lets itself be held: Accelerate of macOS is not reached by thread
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +72,13 @@ def single_threaded_blas() -> Iterator[None]:
 def threads(number: int, name: str) -> ThreadPoolExecutor:
     """Return a pool of threads in which BLAS is held, too; make it and let it end inside of `single_threaded_blas`."""
     return ThreadPoolExecutor(number, thread_name_prefix=name, initializer=_BLAS.hold_in_this_thread)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def threads_within(number: int, piece_bytes: int) -> int:
