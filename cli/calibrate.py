@@ -44,6 +44,7 @@ def calibrate(
     sensitivities: Sensitivities = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
+    threads: options.QuantizerThreads = None,
     json: options.Json = False,
 ) -> None:
     """Let published weights read texts and write down what the inputs of each matrix look like.
@@ -55,7 +56,7 @@ def calibrate(
 
     Memory grows with --tokens: at most 3.1 GiB for 2B at the default, 4.7 GiB for 7B, no more with --sensitivities;
     what does not fit is refused before anything is computed. An interrupted run is continued by the same command, from
-    the layer or the matrix it was at.
+    the layer or the matrix it was at, to the same bytes.
 
     \b
     Examples:
@@ -81,7 +82,7 @@ def calibrate(
     for found in checkpoint.notices:
         notice(found)
     texts, probes = _texts(checkpoint, corpus, tokens, sensitivities, window)
-    pack = _made(checkpoint, destination, texts, probes, restart)
+    pack = _made(checkpoint, destination, texts, probes, restart=restart, threads=threads)
     if json:
         own = {"file": str(destination), "weights": pack.weights, "sensitivities": dict(pack.sensitivities)}
         print_json({**own, **pack.document})
@@ -108,7 +109,13 @@ def _texts(
 
 
 def _made(
-    checkpoint: Checkpoint, destination: Path, corpus: Corpus, probes: Corpus | None, restart: bool
+    checkpoint: Checkpoint,
+    destination: Path,
+    corpus: Corpus,
+    probes: Corpus | None,
+    *,
+    restart: bool,
+    threads: int | None,
 ) -> ImportancePack:
     """Make the pack, with a bar on a terminal."""
     from cg_local.quant.calibration import calibrate as make_pack
@@ -122,4 +129,5 @@ def _made(
             restart=restart,
             on_step=on_step or (lambda done, total, what: None),
             on_notice=notice,
+            num_threads=threads,
         )

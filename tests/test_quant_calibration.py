@@ -54,6 +54,7 @@ class Seen:
         return reference.rms_norm(last, self.tensor("model.norm.weight"), self.config.rms_norm_eps)
 
 
+@pytest.mark.usefixtures("one_blas_thread")
 @pytest.mark.parametrize("family", ["mqa", "mha"])
 def test_importance_is_the_statistics_of_what_the_reference_multiplies_with(
     family: str, toy_checkpoint: Callable[[str], Path]
@@ -85,6 +86,7 @@ def kl_by_hand(checkpoint: Checkpoint, name: str, values: Floats) -> float:
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
 
 
+@pytest.mark.usefixtures("one_blas_thread")
 def test_sensitivity_is_divergence_over_relative_error(toy_checkpoint: Callable[[str], Path]) -> None:
     checkpoint, steps = open_checkpoint(toy_checkpoint("mqa")), list[tuple[int, int]]()
     pack = importance_of(checkpoint, CORPUS)
