@@ -96,12 +96,10 @@ class CalibrationWork:
                 self._folder.clear()
             self._plan.write()
             self._read()
-        except BaseException as cause:
+        except BaseException:
             if not self._folder.found_work:  # what an earlier run has done outlives whatever happens here
                 self._folder.discard()
             self._folder.__exit__(None, None, None)
-            if isinstance(cause, OSError):
-                raise self._failed(cause) from cause
             raise
         return self
 
@@ -179,11 +177,6 @@ class CalibrationWork:
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
                 raise
             self._forget()
-
-    def _failed(self, cause: OSError) -> QuantizeError:
-        return QuantizeError(
-            f"{self._folder.workspace}: cannot be written ({cause.strerror}); make room or check the disk"
-        )
 
 
 def _read_stream(path: Path) -> tuple[int, Floats]:

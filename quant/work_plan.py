@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cg_local import packing
+from cg_local.atomic_file import replace_file
 from cg_local.errors import QuantizeError
 
 PLAN_FILE = "plan.json"
@@ -73,19 +73,13 @@ class WorkPlan:
         return OBSTACLES.get(differing, f"its {differing} differ")
 
     def write(self) -> None:
-        """Write the plan where there is none yet, beside its place first: under its name it is whole.
+        """Write the plan where there is none yet; under its name it is whole.
 
         Raises:
-            OSError: the disk is full or fails.
+            QuantizeError: the disk is full or fails.
         """
-        if self._path.exists():
-            return
-        new = self._path.with_suffix(".new")
-        with new.open("wb") as file:
-            file.write(self.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._path)
+        if not self._path.exists():
+            replace_file(self._path, self.data, error=QuantizeError)
 
 
 def code_identity() -> dict[str, object]:

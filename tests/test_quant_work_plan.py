@@ -60,6 +60,12 @@ def test_a_plan_that_cannot_be_read_is_no_other_plan(tmp_path: Path) -> None:
         plan.obstacle()
 
 
+def test_a_plan_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QuantizeError, match=r"plan.json: cannot be written \(.*\); make the folder writable"):
+        WorkPlan(tmp_path / "file", {"options": {}}).write()
+
+
 def test_what_is_compiled_in_from_elsewhere_is_known() -> None:
     package = Path(cg_local.__file__).parent
     files = [Path(module.__file__ or "") for module in (feedback_kernels, lanes, revision_kernels, search)]
