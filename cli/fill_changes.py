@@ -6,6 +6,7 @@ This file owns the way from answers to edits of files, and how edits are shown. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,7 +199,7 @@ def _check_file(word: str) -> None:
     """
     from cg_local.infill.targets import parse_place
 
-    if Path(word).exists():
+    if os.path.exists(word):
         return
     if word.isdecimal():
         raise typer.BadParameter(f"the number of writes comes first: --undo {word} FILE.", param_hint="--undo")

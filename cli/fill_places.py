@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -200,7 +201,7 @@ def _refuse_missing_colon(words: Sequence[str]) -> None:
         BadParameter: an existing file is followed by a line.
     """
     for file, line in itertools.pairwise(words):
-        if _LINE.fullmatch(line) and Path(file).is_file() and not Path(line).exists():
+        if _LINE.fullmatch(line) and os.path.isfile(file) and not os.path.exists(line):
             raise typer.BadParameter(f"a colon is missing: write {file}:{line}", param_hint=HINT)
 
 
