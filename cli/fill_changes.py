@@ -79,10 +79,10 @@ def refused_changes(places: Sequence[Place | BadPlace], *, is_write: bool) -> di
         others.append((place.name, edit))
         error = _write_error(place.target.file) if is_write else None
         if error is not None:
-            refused[number] = BadPlace(place.name, error, is_usage=place.target.file == STANDARD_INPUT)
+            refused[number] = BadPlace(place.text, error, is_usage=place.target.file == STANDARD_INPUT, name=place.name)
         elif clashing is not None:
             error = f"{place.name}: overlaps {clashing}; fill one after the other"
-            refused[number] = BadPlace(place.name, error, is_usage=True)
+            refused[number] = BadPlace(place.text, error, is_usage=True, name=place.name)
     return refused
 
 
