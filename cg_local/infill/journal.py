@@ -24,24 +24,14 @@ from pathlib import Path
 from cg_local.atomic_file import PRIVATE_MODE, partial_path, replace_file, replace_known
 from cg_local.atomic_folder import lock_exclusively
 from cg_local.errors import SettingsError, SourceFileError
+from cg_local.infill.anchors import Distances, Surroundings, distances, inverse_edits, surroundings_of
 from cg_local.infill.edit import Edit, apply_edits
 
 MAX_ENTRIES = 200
 MAX_BYTES = 16 * 1024 * 1024
-# Bytes kept from either side of an edit, by which it is found again in a file that changed elsewhere; and how many of
-# them must be the same where the change came nearer.
-CONTEXT_BYTES, NEAREST_BYTES = 200, 60
 
 _FORMAT = 1
 _LOCK_SECONDS, _POLL_SECONDS = 10.0, 0.02
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """The bytes on both sides of an edit that no other edit of the same write touched."""
-
-    left: bytes
-    right: bytes
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,7 @@ class Write:
         old_digest, new_digest: SHA-256 of the whole file before and after.
         edits: what was changed, offsets of the file before, ascending.
         surroundings: of each edit.
+        distances: how much of them tells the edits from the rest of the file.
     """
 
     number: int
@@ -83,6 +74,7 @@ class Write:
     new_digest: str
     edits: tuple[Edit, ...]
     surroundings: tuple[Surroundings, ...]
+    distances: Distances
 
     @property
     def clock(self) -> str:
@@ -270,11 +262,7 @@ class Journal:
 
 def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
     data, edits = file.data, sorted(file.edits, key=lambda edit: (edit.start, edit.end))
-    starts = [edit.start for edit in edits[1:]] + [len(data)]
-    ends = [0] + [edit.end for edit in edits[:-1]]
-    surroundings = [
-        _surroundings(data, edit, first, last) for edit, first, last in zip(edits, ends, starts, strict=True)
-    ]
+    surroundings = surroundings_of(data, edits)
     return Write(
         number=number,
         group=group,
@@ -285,13 +273,8 @@ def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
         new_digest=_digest(new),
         edits=tuple(edits),
         surroundings=tuple(surroundings),
+        distances=distances(data, edits, surroundings),
     )
-
-
-def _surroundings(data: bytes, edit: Edit, first: int, last: int) -> Surroundings:
-    """Return what stands around an edit, within the offsets that other edits leave alone."""
-    left = data[max(first, edit.start - CONTEXT_BYTES) : edit.start]
-    return Surroundings(left, data[edit.end : min(last, edit.end + CONTEXT_BYTES)])
 
 
 def _read(write: Write) -> bytes:
@@ -319,28 +302,14 @@ def _inverse(write: Write, data: bytes) -> tuple[Edit, ...]:
             inverse.append(Edit(edit.start + shift, edit.after, edit.before))
             shift += len(edit.after) - len(edit.before)
         return tuple(inverse)
-    parts = list(zip(write.edits, write.surroundings, strict=True))
-    found = [_find(data, around, edit.after) for edit, around in parts]
-    if None not in found:
-        return tuple(Edit(place or 0, edit.after, edit.before) for place, edit in zip(found, write.edits, strict=True))
-    if all(_find(data, around, edit.before) is not None for edit, around in parts):
-        return ()
+    found = inverse_edits(data, write.edits, write.surroundings, write.distances)
+    if found is not None:
+        return found
     raise SourceFileError(
         f"{write.file}: what was written at {write.clock} does not stand there any more, so nothing was taken back; "
         "see it with `cg-local fill --undo --diff` and change the file by hand, or go on with the write before it: "
         "--undo 2"
     )
-
-
-def _find(data: bytes, around: Surroundings, middle: bytes) -> int | None:
-    """Return where some bytes stand between their surroundings; None when that is nowhere or not only there."""
-    for num_bytes in (CONTEXT_BYTES, NEAREST_BYTES):
-        left = around.left[-num_bytes:]
-        pattern = left + middle + around.right[:num_bytes]
-        place = data.find(pattern) if pattern else -1
-        if place >= 0:
-            return place + len(left) if data.find(pattern, place + 1) < 0 else None
-    return None
 
 
 def _digest(data: bytes) -> str:
@@ -361,6 +330,7 @@ def _encoded(write: Write) -> bytes:
         "old_digest": write.old_digest,
         "new_digest": write.new_digest,
         "edits": edits,
+        "distances": [write.distances.written, write.distances.removed],
     }
     return json.dumps(document).encode("ascii")
 
@@ -373,6 +343,7 @@ def _decoded(number: int, data: bytes) -> Write:
     edits = tuple(Edit(start, before, after) for start, before, after, _, _ in rows)
     surroundings = tuple(Surroundings(left, right) for _, _, _, left, right in rows)
     document["file"] = Path(document["file"])
+    document["distances"] = Distances(*document.get("distances", ()))  # none: of versions that did not look
     document.setdefault("group", document["token"])  # as versions wrote it that knew one file a write
     return Write(number=number, edits=edits, surroundings=surroundings, **document)
 
