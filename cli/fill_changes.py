@@ -6,6 +6,7 @@ This file owns the way from answers to edits of files, and how edits are shown. 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,16 +145,19 @@ def write_changes(changes: Sequence[Change]) -> dict[int, str]:
 
 
 def tell_written(files: Sequence[str]) -> None:
-    """Tell which files were written."""
+    """Tell which files were written, and what takes them back from here."""
+    scope = _scope()
+    is_here = any(Path(file).resolve().is_relative_to(scope) for file in files)
+    command = f"{PROGRAM} fill --undo" + ("" if is_here else f" {shlex.join(files)}")
     for file in files[:-1]:
         notice(f"{file}: written")
     if files:
         back = "it" if len(files) == 1 else f"all {len(files)}"
-        notice(f"{files[-1]}: written; `{PROGRAM} fill --undo` takes {back} back")
+        notice(f"{files[-1]}: written; `{command}` takes {back} back")
 
 
 def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
-    """Take the last writes back: `fill --undo [N] [FILE]...`.
+    """Take the last writes back: `fill --undo [N] [FILE]...`; without a file, those made here.
 
     Args:
         words: of the command line; what one call of `--write` did counts as one write.
@@ -169,7 +173,7 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         raise typer.BadParameter(f"{count} writes cannot be taken back.", param_hint="--undo")
     for word in files:
         _check_file(word)
-    undone = _journal().undo(count, [Path(file) for file in files], is_dry=is_dry)
+    undone = _journal().undo(count, [Path(file) for file in files], folder=_scope(), is_dry=is_dry)
     paths = DiffPaths.of([undo.write.file for undo in undone])
     try:
         for undo in undone:
@@ -188,6 +192,15 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         notice(f"{count} writes were asked for; the journal has {num_writes}{' of these files' if files else ''}")
     if any(undo.error for undo in undone):
         raise typer.Exit(1)
+
+
+def _scope() -> Path:
+    """The folder whose writes are taken back where no file is named: the git work tree, else the current folder."""
+    from cg_local.repository.work_tree import find_work_tree
+
+    here = Path.cwd().resolve()
+    tree = find_work_tree(here / "file")
+    return tree.root if tree.is_git else here
 
 
 def _check_file(word: str) -> None:

@@ -101,7 +101,12 @@ ShowPrompt = Annotated[
 Diff = Annotated[bool, typer.Option("--diff", help="Print what changes, as a unified diff, in place of the text.")]
 Write = Annotated[bool, typer.Option("--write", help="Write the answer into the file; --undo takes it back.")]
 Undo = Annotated[
-    bool, typer.Option("--undo", help="Take the last write back, or the last N, of these files: [N] [FILE]...")
+    bool,
+    typer.Option(
+        "--undo",
+        help="Take the last write in this git work tree (else this folder) back, or the last N, of these files: "
+        "[N] [FILE]...",
+    ),
 ]
 
 

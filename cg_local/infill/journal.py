@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -152,12 +153,15 @@ class Journal:
             return error
         return None
 
-    def undo(self, count: int, files: Sequence[Path] = (), *, is_dry: bool = False) -> list[Undo]:
+    def undo(
+        self, count: int, files: Sequence[Path] = (), *, folder: Path | None = None, is_dry: bool = False
+    ) -> list[Undo]:
         """Take the last writes back, the newest first; each file is judged by itself.
 
         Args:
             count: how many at most; a write that changed several files counts once.
             files: only what was written into these files, or into every file where none is named.
+            folder: where no file is named: only writes of which a file lies in or below this folder.
             is_dry: say what would be done, and do nothing.
 
         Raises:
@@ -165,11 +169,18 @@ class Journal:
         """
         wanted = {Path(os.path.realpath(file)) for file in files}
         with self._locked():
-            writes = [write for write in self._writes() if not wanted or write.file in wanted]
+            known = list(self._writes())
+            writes = [write for write in known if not wanted or write.file in wanted]
+            if folder is not None and not wanted:
+                here = {write.group for write in known if write.file.is_relative_to(folder)}
+                writes = [write for write in known if write.group in here]
             groups = list(dict.fromkeys(write.group for write in writes))[:count]
             if not writes:
-                where = f" in {', '.join(map(str, files))}" if files else ""
-                raise SourceFileError(f"nothing to take back: no write{where} is in the journal, {self.folder}")
+                where = f" in {', '.join(map(str, files))}" if files else f" below {folder}" if folder and known else ""
+                elsewhere = f"; the last one elsewhere: {_last(known)}" if known and not files else ""
+                raise SourceFileError(
+                    f"nothing to take back: no write{where} is in the journal, {self.folder}{elsewhere}"
+                )
             return [self._take_back(write, is_dry=is_dry) for write in writes if write.group in groups]
 
     def _take_back(self, write: Write, *, is_dry: bool) -> Undo:
@@ -258,6 +269,12 @@ class Journal:
                 f"{self.folder}: the journal of writes, which --undo needs, cannot be kept ({reason}); "
                 "make room there, or set CG_LOCAL_STATE to a folder that can be written"
             ) from cause
+
+
+def _last(writes: Sequence[Write]) -> str:
+    """Tell of the newest write, and how it is taken back from anywhere."""
+    files = [str(write.file) for write in writes if write.group == writes[0].group]
+    return f"{', '.join(files)} at {writes[0].clock}, which `cg-local fill --undo {shlex.join(files)}` takes back"
 
 
 def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
