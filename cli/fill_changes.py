@@ -156,13 +156,14 @@ def tell_written(files: Sequence[str]) -> None:
         notice(f"{files[-1]}: written; `{command}` takes {back} back")
 
 
-def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
+def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool, is_forgotten: bool = False) -> None:
     """Take the last writes back: `fill --undo [N] [FILE]...`; without a file, those made here.
 
     Args:
         words: of the command line; what one call of `--write` did counts as one write.
         is_dry: show as a difference what would change, and do nothing.
         as_json: print a document for each write.
+        is_forgotten: strike the writes from the journal instead.
 
     Raises:
         SourceFileError: there is nothing to take back, or the journal cannot be read.
@@ -173,7 +174,12 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         raise typer.BadParameter(f"{count} writes cannot be taken back.", param_hint="--undo")
     for word in files:
         _check_file(word)
-    undone = _journal().undo(count, [Path(file) for file in files], folder=_scope(), is_dry=is_dry)
+    arguments = count, [Path(file) for file in files]
+    undone = _journal().undo(*arguments, folder=_scope(), is_dry=is_dry, is_forgotten=is_forgotten)
+    if is_forgotten:
+        for undo in undone:
+            notice(f"{_relative(undo.write.file)}: the write of {undo.write.clock} is forgotten; the file is as it was")
+        return
     paths = DiffPaths.of([undo.write.file for undo in undone])
     try:
         for undo in undone:

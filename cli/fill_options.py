@@ -108,6 +108,9 @@ Undo = Annotated[
         "[N] [FILE]...",
     ),
 ]
+Forget = Annotated[
+    bool, typer.Option("--forget", help="With --undo: strike the write from the journal, and leave the file as it is.")
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class FillArguments(ModelArguments):
     diff: bool
     write: bool
     undo: bool
+    forget: bool
 
     @property
     def is_held_back(self) -> bool:

@@ -292,6 +292,13 @@ def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside
     done = inside.run("fill", "--undo", "--diff", home=home)
     assert (done.returncode, b"\n-# here and there\n+# here\n" in done.stdout) == (1, True)
     assert file.read_text() == "x = 1\n# here or there\ny = 2\n"
+    assert f"`cg-local fill --undo --forget {file}`".encode() in done.stderr
+    file.unlink()
+    done = inside.run("fill", "--undo", home=home)
+    assert f"`cg-local fill --undo --forget {file}`".encode() in done.stderr
+    done = inside.run("fill", "--undo", "--forget", str(file), home=home)
+    assert (done.returncode, b"is forgotten" in done.stderr) == (0, True)
+    assert b"nothing to take back" in inside.run("fill", "--undo", home=home).stderr
 
 
 def test_difference_on_a_terminal_is_coloured_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,13 @@ class Journal:
         return None
 
     def undo(
-        self, count: int, files: Sequence[Path] = (), *, folder: Path | None = None, is_dry: bool = False
+        self,
+        count: int,
+        files: Sequence[Path] = (),
+        *,
+        folder: Path | None = None,
+        is_dry: bool = False,
+        is_forgotten: bool = False,
     ) -> list[Undo]:
         """Take the last writes back, the newest first; each file is judged by itself.
 
@@ -163,6 +169,7 @@ class Journal:
             files: only what was written into these files, or into every file where none is named.
             folder: where no file is named: only writes of which a file lies in or below this folder.
             is_dry: say what would be done, and do nothing.
+            is_forgotten: strike the writes from the journal, and leave the files as they are.
 
         Raises:
             SourceFileError: the journal cannot be read, or is empty.
@@ -181,6 +188,8 @@ class Journal:
                 raise SourceFileError(
                     f"nothing to take back: no write{where} is in the journal, {self.folder}{elsewhere}"
                 )
+            if is_forgotten:
+                return [self._forget(write) for write in writes if write.group in groups]
             return [self._take_back(write, is_dry=is_dry) for write in writes if write.group in groups]
 
     def _take_back(self, write: Write, *, is_dry: bool) -> Undo:
@@ -192,9 +201,13 @@ class Journal:
         except SourceFileError as error:
             return Undo(write, error=error)
         if not is_dry:
-            with self._explained():
-                self._entry(write.number).unlink(missing_ok=True)
+            self._forget(write)
         return Undo(write, data, edits)
+
+    def _forget(self, write: Write) -> Undo:
+        with self._explained():
+            self._entry(write.number).unlink(missing_ok=True)
+        return Undo(write)
 
     def _writes(self) -> Iterator[Write]:
         """Give the writes, newest first; an entry that a newer cg-local or a failing disk left is passed over."""
@@ -294,13 +307,17 @@ def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
     )
 
 
+def _named(write: Write) -> str:
+    return f" {shlex.quote(str(write.file))}"
+
+
 def _read(write: Write) -> bytes:
     try:
         return write.file.read_bytes()
     except OSError as cause:
         raise SourceFileError(
             f"{write.file}: cannot be read ({cause.strerror}), so the write of {write.clock} stays in the journal; "
-            "bring the file back, or go on with the writes before it: --undo 2"
+            f"bring the file back, or strike the write from it: `cg-local fill --undo --forget{_named(write)}`"
         ) from cause
 
 
@@ -324,8 +341,8 @@ def _inverse(write: Write, data: bytes) -> tuple[Edit, ...]:
         return found
     raise SourceFileError(
         f"{write.file}: what was written at {write.clock} does not stand there any more, so nothing was taken back; "
-        "see it with `cg-local fill --undo --diff` and change the file by hand, or go on with the write before it: "
-        "--undo 2"
+        f"see it with `cg-local fill --undo --diff{_named(write)}`, change the file by hand, and strike the write from "
+        f"the journal: `cg-local fill --undo --forget{_named(write)}`"
     )
 
 
