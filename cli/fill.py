@@ -79,6 +79,7 @@ def fill(
     diff: fill_options.Diff = False,
     write: fill_options.Write = False,
     undo: fill_options.Undo = False,
+    forget: fill_options.Forget = False,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched without --write.
@@ -113,7 +114,7 @@ def _fill(given: FillArguments) -> None:
     if given.undo:
         from cg_local.cli.fill_changes import undo_writes
 
-        undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
+        undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json, is_forgotten=given.forget)
         return
     with _documented(given, map(identity_of, given.targets or [])):
         places = read_places(given.targets or [], given.path)
