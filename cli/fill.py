@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from cg_local.cli.fill_context import (
     tell_limit,
 )
 from cg_local.cli.fill_delivery import MAX_TOGETHER, Delivery, compute_together
-from cg_local.cli.fill_places import Place, is_single, print_error, read_places
+from cg_local.cli.fill_places import Place, identity_of, is_single, print_error, read_places
 from cg_local.cli.render import end_answer, print_json, speculation_counts, tell_cut, timings
 from cg_local.cli.session import keep_fill, kv_store, load_model
 from cg_local.errors import CapacityError, CgLocalError
@@ -115,7 +115,7 @@ def _fill(given: FillArguments) -> None:
 
         undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
         return
-    with _documented(given, given.targets or []):
+    with _documented(given, map(identity_of, given.targets or [])):
         places = read_places(given.targets or [], given.path)
     refused = {}
     if given.diff or given.write:
@@ -123,7 +123,7 @@ def _fill(given: FillArguments) -> None:
 
         refused = refused_changes(places.items, is_write=given.write)
     checked = places.checked(refused, as_json=given.json)
-    with _documented(given, [place.name for place in checked]):
+    with _documented(given, [place.identity for place in checked]):
         if given.show_prompt:
             loaded, _ = _loaded(given, 1)
             for place in checked:
@@ -137,13 +137,13 @@ def _fill(given: FillArguments) -> None:
 
 
 @contextmanager
-def _documented(given: FillArguments, names: Sequence[str]) -> Iterator[None]:
+def _documented(given: FillArguments, identities: Iterable[Mapping[str, object]]) -> Iterator[None]:
     """With --json, let an error that ends the command stand in a document for each place, too."""
     try:
         yield
     except CgLocalError as error:
-        for name in names if given.json else []:
-            print_error(name, str(error))
+        for identity in identities if given.json else []:
+            print_error(identity, str(error))
         raise
 
 
@@ -173,8 +173,7 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
 def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place], limit: int) -> None:
     prompts: Prompts = {}
     computed = compute_together(places, partial(_start, given, loaded, prompts), limit)
-    is_interrupted = len(computed) < len(places)
-    if is_interrupted and (given.diff or given.write):  # half of the changes is not what was asked for
+    if len(computed) < len(places) and (given.diff or given.write):  # half of the changes is not what was asked for
         raise typer.Exit(INTERRUPTED)
     sifted = {n: sift([each], each, given.min_prob) for n, each in computed.items() if not isinstance(each, str)}
     hidden = [number for number, answers in sifted.items() if not answers.results]
@@ -186,8 +185,6 @@ def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place],
         tell_hidden(sifted[number], given.min_prob, places[number].name)
     delivery = _delivery(given, loaded, prompts, lambda result: sift([result], result, given.min_prob))
     delivery.deliver(places, computed, hidden)
-    if is_interrupted:
-        raise typer.Exit(INTERRUPTED)
     if hidden:
         raise typer.Exit(NO_ANSWER)
 
@@ -237,6 +234,7 @@ def _document(
     result = answers.reader
     hidden = {"num_hidden": answers.num_hidden} if given.min_prob > 0 else {}
     return {
+        **place.identity,
         "file": place.target.file,
         "line": place.gap.line,
         "col": place.gap.column,

@@ -6,6 +6,7 @@ This file owns the way from answers to edits of files, and how edits are shown. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,10 +79,10 @@ def refused_changes(places: Sequence[Place | BadPlace], *, is_write: bool) -> di
         others.append((place.name, edit))
         error = _write_error(place.target.file) if is_write else None
         if error is not None:
-            refused[number] = BadPlace(place.name, error, is_usage=place.target.file == STANDARD_INPUT)
+            refused[number] = BadPlace(place.text, error, is_usage=place.target.file == STANDARD_INPUT, name=place.name)
         elif clashing is not None:
             error = f"{place.name}: overlaps {clashing}; fill one after the other"
-            refused[number] = BadPlace(place.name, error, is_usage=True)
+            refused[number] = BadPlace(place.text, error, is_usage=True, name=place.name)
     return refused
 
 
@@ -198,7 +199,7 @@ def _check_file(word: str) -> None:
     """
     from cg_local.infill.targets import parse_place
 
-    if Path(word).exists():
+    if os.path.exists(word):
         return
     if word.isdecimal():
         raise typer.BadParameter(f"the number of writes comes first: --undo {word} FILE.", param_hint="--undo")

@@ -190,6 +190,7 @@ def show_prompt(made: FillPrompt, place: Place, model: LocalModel, given: FillAr
     if given.json:
         print_json(
             {
+                **place.identity,
                 "file": place.target.file,
                 "line": place.gap.line,
                 "col": place.gap.column,

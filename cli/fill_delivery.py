@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cg_local.cli.app import PROGRAM
+from cg_local.cli.app import INTERRUPTED, PROGRAM
 from cg_local.cli.fill_places import Place, print_error
 from cg_local.cli.render import Status, print_json, report_error, write_stdout
 
@@ -99,8 +99,9 @@ class Delivery:
             hidden: numbers of answers that are neither shown nor written.
 
         Raises:
-            Exit: with status 1, when anything failed.
+            Exit: with status 130, when places were left out by an interrupt, else 1, when anything failed.
         """
+        is_interrupted = len(answers) < len(places)
         outcome = _Outcome.of(answers, hidden)
         if self.is_diff or self.is_write:
             outcome.find_changes(places)
@@ -113,12 +114,12 @@ class Delivery:
         except OSError as error:
             told = _told_written(outcome.written_files if self.is_write else [])
             report_error(f"{error.filename}: {error.strerror}{told}")
-            raise typer.Exit(1) from error
+            raise typer.Exit(INTERRUPTED if is_interrupted else 1) from error
         finally:
             for message in dict.fromkeys(outcome.errors[number] for number in sorted(outcome.errors)):
                 report_error(message)
-        if outcome.errors:
-            raise typer.Exit(1)
+        if is_interrupted or outcome.errors:
+            raise typer.Exit(INTERRUPTED if is_interrupted else 1)
 
     def _print(self, places: Sequence[Place], outcome: _Outcome) -> None:
         if self.as_json:
@@ -136,7 +137,7 @@ class Delivery:
         for number, place in enumerate(places):
             error: dict[str, object] = {"error": outcome.errors[number]} if number in outcome.errors else {}
             if number not in outcome.filled:
-                print_error(place.name, outcome.errors.get(number, "interrupted"))
+                print_error(place.identity, outcome.errors.get(number, "interrupted"))
                 continue
             members: dict[str, object] = {"written": number in change_of and not error} if self.is_write else {}
             if self.is_diff:

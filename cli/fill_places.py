@@ -1,17 +1,17 @@
 """The places that `cg-local fill` is asked to fill: read, decoded and located before a model is loaded.
 
 This file owns what a bad place does among several: all bad ones are told, and nothing is filled. Invariant: each file,
-and standard input, is read once.
+by whatever path it is named, and standard input, is read once.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -31,12 +31,14 @@ class Place:
     """A gap to fill.
 
     Attributes:
-        target: as asked for.
+        text: the word of the command line, or the line of a list.
+        target: what it means.
         source: the file.
         gap: where it is cut.
         path: the file's name for the model; None: it has none.
     """
 
+    text: str
     target: Target
     source: SourceText
     gap: Gap
@@ -54,22 +56,34 @@ class Place:
             return f"{self.target.file}:{self.target.line}-{self.target.last_line}"
         return f"{self.target.file}:{self.gap.line}:{self.gap.column}"
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """The members of documents by which a reader finds it again."""
+        return identity_of(self.text, self.name)
+
 
 @dataclass(frozen=True)
 class BadPlace:
     """What cannot be filled.
 
     Attributes:
-        name: the words of the command line, or the line of a list.
+        text: the word of the command line, or the line of a list.
         error: why.
         is_usage: whatever the files hold: it names no place, or the places contradict each other.
         cause: what --debug shows.
+        name: of the place; None: it is in no file.
     """
 
-    name: str
+    text: str
     error: str
     is_usage: bool = False
     cause: SourceFileError | None = None
+    name: str | None = None
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """As a place's that can be filled."""
+        return identity_of(self.text, self.name)
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Places:
         rest = f"not filled: {len(bad)} of {len(items)} places cannot be"
         if as_json:
             for place in items:
-                print_error(place.name, place.error if isinstance(place, BadPlace) else rest)
+                print_error(place.identity, place.error if isinstance(place, BadPlace) else rest)
         if len(items) == 1 and bad[0].cause is not None:
             raise bad[0].cause
         for message in dict.fromkeys(place.error for place in bad):
@@ -118,9 +132,14 @@ class Places:
         raise typer.Exit(2 if any(place.is_usage for place in bad) else 1)
 
 
-def print_error(name: str, error: str) -> None:
+def identity_of(text: str, name: str | None = None) -> dict[str, object]:
+    """Return what each document begins with: what was asked for, and which place that is, if it is one."""
+    return {"target": text, "place": name}
+
+
+def print_error(identity: Mapping[str, object], error: str) -> None:
     """Print the document of a place that has no answer."""
-    print_json({"target": name, "error": error})
+    print_json({**identity, "error": error})
 
 
 def read_places(words: Sequence[str], path: str | None) -> Places:
@@ -140,7 +159,7 @@ def read_places(words: Sequence[str], path: str | None) -> Places:
     if not words:
         raise typer.BadParameter("name a place, or - to read places from standard input.", param_hint=HINT)
     _refuse_missing_colon(words)
-    read = functools.cache(read_text)
+    read = _reader()
     places: list[Place | BadPlace] = []
     seen = set()
     for text in _listed() if is_list(words) else words:
@@ -148,16 +167,16 @@ def read_places(words: Sequence[str], path: str | None) -> Places:
             places.append(BadPlace(text, "'-' reads a list of places and stands alone", is_usage=True))
             continue
         try:
-            place = _place(parse_place(text), path, read)
+            place = _place(text, path, read)
             # Programs name one place in several ways: Node by its line and, below that, with its column.
             if not is_list(words) or place.key not in seen:
                 places.append(place)
             seen.add(place.key)
         except SourceFileError as error:
-            places.append(BadPlace(text.strip(), str(error), cause=error))
+            places.append(BadPlace(text, str(error), cause=error))
         except ValueError as error:
-            places.append(BadPlace(text.strip(), str(error), is_usage=True))
-    files = {place.target.file for place in places if isinstance(place, Place)}
+            places.append(BadPlace(text, str(error), is_usage=True))
+    files = {place.key[0] for place in places if isinstance(place, Place)}
     if path is not None and len(files) > 1:
         raise typer.BadParameter(f"names one file, and {len(files)} are to be filled.", param_hint="--path")
     return Places(places, is_single=is_single(words))
@@ -200,13 +219,31 @@ def _refuse_missing_colon(words: Sequence[str]) -> None:
         BadParameter: an existing file is followed by a line.
     """
     for file, line in itertools.pairwise(words):
-        if _LINE.fullmatch(line) and Path(file).is_file() and not Path(line).exists():
+        if _LINE.fullmatch(line) and os.path.isfile(file) and not os.path.exists(line):
             raise typer.BadParameter(f"a colon is missing: write {file}:{line}", param_hint=HINT)
 
 
-def _place(target: Target, path: str | None, read: functools._lru_cache_wrapper[SourceText]) -> Place:
+def _reader() -> Callable[[str], SourceText]:
+    """Return what reads a file, or standard input, and knows what it has read."""
+    found: dict[str, SourceText] = {}
+
+    def read(file: str) -> SourceText:
+        if file == STANDARD_INPUT:
+            return found.get(file) or found.setdefault(file, read_text(file))
+        try:
+            real = os.path.realpath(file)
+        except (OSError, ValueError):  # reading it has the words for that
+            real = file
+        source = found.get(real) or found.setdefault(real, read_text(file))
+        return replace(source, name=file)
+
+    return read
+
+
+def _place(text: str, path: str | None, read: Callable[[str], SourceText]) -> Place:
+    target = parse_place(text)
     source = read(target.file)
-    return Place(target, source, locate(source, target), path or path_for_model(target.file))
+    return Place(text, target, source, locate(source, target), path or path_for_model(target.file))
 
 
 def path_for_model(file: str) -> str | None:

@@ -79,6 +79,8 @@ def test_document_has_the_agreed_members(home: Path, folder: Path, model: LocalM
     ]
     assert expected.mean_logprob is not None
     assert document == {
+        "target": "a.py:2:9",
+        "place": "a.py:2:9",
         "file": "a.py",
         "line": 2,
         "col": 9,

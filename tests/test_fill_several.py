@@ -17,6 +17,9 @@ from command_line import Inside
 
 import cg_local
 from cg_local import SamplingParams, answers
+from cg_local.cli import fill_places, session
+from cg_local.errors import CapacityError
+from cg_local.infill.cursor import SourceText
 from cg_local.runtime import LocalModel
 
 LIVELY = ("--temperature", "3", "--seed", "11", "--max-tokens", "12", "--mode", "block")
@@ -74,8 +77,9 @@ def test_bad_place_among_several_is_told_before_a_model_is_loaded(home: Path, in
     is_usage = {"words", "b.py:1-2:3", "b.py:2-3"} & {*bad}
     assert done.returncode == (2 if is_usage else 1)
     documents = [json.loads(line) for line in done.stdout.splitlines()]
-    names = [{"locked.py:1": "locked.py:1:6"}.get(each, each) for each in bad]
-    assert [document["target"] for document in documents] == ["b.py:2:7", *names, "a.py:2:10"]
+    assert [document["target"] for document in documents] == list(places)
+    located = {"b.py:2-3": "b.py:2-3", "locked.py:1": "locked.py:1:6"}
+    assert [document["place"] for document in documents] == ["b.py:2:7", *map(located.get, bad), "a.py:2:10"]
     *errors, summary = done.stderr.decode().splitlines()
     assert summary == (
         f"cg-local: error: nothing was filled: {len(bad)} of {len(places)} places cannot be; "
@@ -113,9 +117,12 @@ def test_place_that_cannot_be_filled_has_a_document(
     assert (done.returncode, done.stderr.count(b"\n")) == (status, 1)
     documents = [json.loads(line) for line in done.stdout.splitlines()]
     places = [each for each in arguments if not each.startswith("--")]
-    assert [document["target"].startswith(place) for document, place in zip(documents, places, strict=True)]
+    assert [document["target"] for document in documents] == places
     for document in documents:
-        assert set(document) == {"target", "error"}
+        assert list(document) == ["target", "place", "error"]
+        assert document["place"] == {"b.py:2": "b.py:2:7", "a.py:2": "a.py:2:10"}.get(
+            "" if "--write" in arguments else document["target"], "locked.py:1:6" if "--write" in arguments else None
+        )
         assert done.stderr.decode() == f"cg-local: error: {document['error']}\n"
 
 
@@ -150,6 +157,10 @@ def test_unsure_answers_among_several_are_left_out_with_status_3(
     before = home.joinpath(unsure).read_text()
     done = inside.run("fill", *places, "--write", "--json", home=home)
     documents = {document["file"]: document for document in map(json.loads, done.stdout.splitlines())}
+    assert [(each["target"], each["place"]) for each in documents.values()] == [
+        ("b.py:2", name["b.py"]),
+        ("c.py:2", name["c.py"]),
+    ]
     assert (done.returncode, documents[sure]["written"], documents[unsure]["written"]) == (3, True, False)
     assert (documents[unsure]["candidates"], documents[unsure]["num_hidden"]) == ([], 1)
     assert home.joinpath(unsure).read_text() == before
@@ -173,7 +184,11 @@ def test_several_places_show_what_each_would_alone(home: Path, folder: Path, ins
     told = ["cg-local: b.py:2:7:\n", "cg-local: c.py:2:1:\n"] if option == "--show-prompt" else ["", ""]
     assert done.stderr.decode() == told[0] + alone[0].stderr.decode() + told[1] + alone[1].stderr.decode()
     found = inside.run("fill", "b.py:2", "c.py:2", *arguments, "--json", home=home)
-    assert [json.loads(line)["file"] for line in found.stdout.splitlines()] == ["b.py", "c.py"]
+    documents = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [(each["target"], each["place"], each["file"]) for each in documents] == [
+        ("b.py:2", "b.py:2:7", "b.py"),
+        ("c.py:2", "c.py:2:1", "c.py"),
+    ]
 
 
 def test_list_on_standard_input_is_filled(home: Path, folder: Path, model: LocalModel) -> None:
@@ -207,7 +222,47 @@ def test_interrupt_keeps_the_answers_that_are_there_and_changes_nothing(
         return
     ended, other = sorted(documents, key=lambda document: "error" in document)
     assert ended["candidates"][0]["stop_reason"] != "interrupted"
-    assert other == {"target": other["target"], "error": "interrupted"}
+    assert other == {"target": other["target"], "place": other["place"], "error": "interrupted"}
+
+
+def test_interrupt_beside_an_error_exits_with_130(
+    home: Path, folder: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        yield 0, CapacityError("no room")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers, "read_together", interrupted)
+    done = inside.run("fill", "b.py:2", "b.py:1", "--json", "--model", str(folder), *LIVELY, home=home)
+    assert (done.returncode, done.stderr) == (130, b"cg-local: error: no room\n")
+    assert [json.loads(line)["error"] for line in done.stdout.splitlines()] == ["no room", "interrupted"]
+
+
+def test_file_is_read_once_however_it_is_named(home: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def read_text(file: str) -> SourceText:
+        read.append(file)
+        return session.read_text(file)
+
+    monkeypatch.setattr(fill_places, "read_text", read_text)
+    names = ["b.py:1", "./b.py:2", str(home / "b.py:3"), "./b.py:99"]
+    done = inside.run("fill", *names, home=home)
+    assert (done.returncode, read) == (1, ["b.py"])
+    assert done.stderr.startswith(b"cg-local: error: ./b.py: line 99 is out of range")
+    done = inside.run("fill", *names[:3], "--path", "c.py", "--model", "no-such-model", home=home)
+    assert b"no-such-model" in done.stderr
+
+
+def test_document_names_the_line_of_a_list_as_it_is(
+    home: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ['  File "a.py", line 2, in f', "gone.py:3", "b.py:2:# here"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\r\n".join(lines).encode())))
+    done = inside.run("fill", "-", "--json", home=home)
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [document["target"] for document in documents] == lines
+    assert [document["place"] for document in documents] == ["a.py:2:10", None, "b.py:2:7"]
 
 
 def test_empty_list_is_told(home: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:

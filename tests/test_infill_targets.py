@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from cg_local.infill.cursor import Target, parse_target
 from cg_local.infill.targets import parse_place, places_in
+
+LONG = 100_000
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,74 @@ def test_place_of_an_existing_file_is_what_it_is_for_parse_target(name: str, lin
     text = f"{name}:{line}"
     expected = parse_target(text, lambda path: True)
     assert parse_place(text, lambda path: path == expected.file) == expected
+
+
+def test_words_too_long_for_a_name_do_not_hide_the_place_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").write_text("x\n")
+    long = f"E   AssertionError: {'x' * 270} at 12:30 today"
+    assert places_in(["a.py:1: error: x", long]) == (["a.py:1: error: x"], 1)
+    assert parse_target(f"{'x' * 270}:3:4") == Target("x" * 270, 3, 4)
+
+
+def test_trace_of_a_path_that_cannot_be_resolved_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").write_text("x\n")
+    lines = ["a.py:1", '  File "a\0b.py", line 3', f'  File "{"x" * 5000}.py", line 3']
+    with contextlib.suppress(OSError):  # Windows asks for a privilege
+        Path("loop.py").symlink_to("loop.py")
+    assert places_in([*lines, '  File "loop.py", line 3']) == (["a.py:1"], 3)
+
+
+FOUND = ["in the beginning", "in x", "in f'y'", "in 'f': z", "    in y"]
+
+
+def test_lines_that_grep_finds_elsewhere_are_no_trace_though_they_read_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, own = tmp_path / "notes.txt", tmp_path / "own"
+    notes.write_text("\n".join(FOUND))
+    own.mkdir()
+    monkeypatch.chdir(own)
+    listed = [f"{notes}:{number}:{text}" for number, text in enumerate(FOUND, 1)]
+    assert places_in(listed) == (listed, 0)
+    frames = [f"{notes}:1: in f", f"{notes}:2: in <listcomp>", f"{notes}:3:in `f'", f"{notes}:5:in 'A#f': no (E)"]
+    assert places_in(frames) == ([], 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * LONG,
+        "a.py:1\r" + " " * LONG,
+        "--> " + " " * LONG,
+        "1> " + " " * LONG,
+        "#1 " + " " * LONG,
+        "1" * LONG,
+        "a(1)" + " " * LONG,
+        "at " + "f (" * LONG,
+        "panicked at " * LONG,
+        "panicked at '" + "', " * LONG,
+        "panicked at 'x', " * LONG,
+        "at " + "x in " * LONG,
+        "\tfrom a:" + "1:in" * LONG,
+        "\ta:" + "1 +0x1" * LONG,
+        'File "' + '", line ' * LONG,
+        "a:1:" + " in x.y" * LONG + "!",
+        "a:1:" + "in '" * LONG,
+        ":1" * LONG,
+        "\x1b]" * LONG,
+        "\x1b[" + "0;" * LONG,
+    ],
+    ids=lambda text: repr(text[:16]),
+)
+def test_long_line_is_read_in_time_that_grows_with_its_length(text: str) -> None:
+    """A pattern that tries every pair of its places, as each of these was made for, takes minutes to hours."""
+    assert len(places_in([text], lambda path: False)[0]) <= 1
 
 
 def test_output_of_a_compiler_is_sifted() -> None:

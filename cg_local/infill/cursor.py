@@ -8,6 +8,7 @@ without a line range the replaced text is empty.
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def parse_target(text: str, is_file: Callable[[str], bool] | None = None) -> Tar
     Raises:
         ValueError: the text names no line, or a range ends before it begins.
     """
-    exists = is_file or (lambda path: Path(path).exists())
+    exists = is_file or os.path.exists  # Path's raises an error of its own about a name that is too long
     if match := _RANGE_TARGET.fullmatch(text):
         first, last = int(match["line"]), int(match["last"])
         if last < first:

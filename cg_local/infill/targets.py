@@ -11,36 +11,48 @@ drive letter ("C:\\\\a.c:3") belongs to the file's name.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cg_local.infill.cursor import Target, parse_target
 
+# Lines may be long, so each pattern takes time in proportion to the length: a file's name begins with no blank, and
+# words before it end in one place only, which `_committed` keeps from being moved.
 _REPORT = re.compile(
-    r"\s*(?:(?:-->|:::)\s+)?(?P<file>.+?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
+    r"\s*(?:(?:-->|:::)\s+)?(?P<file>\S.*?):(?P<line>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})|:(?P<column>[0-9]{1,9}))?"
     r"(?P<rest>[:\s].*)?",
     re.DOTALL,
 )
 # MSBuild puts "1>" before it, PHP's traces "#0 ", and MSBuild may print where the place ends, too.
 _PARENTHESES = re.compile(
-    r"\s*(?:[0-9]+>\s*|#[0-9]+\s+)?(?P<file>.+?)"
+    r"\s*(?:[0-9]+>\s*|#[0-9]+\s+)?(?P<file>\S.*?)"
     r"\((?P<line>[0-9]{1,9})(?:,(?P<column>[0-9]{1,9})(?:,[0-9]+){0,2})?(?P<last>)\)(?P<rest>\s*:.*)",
     re.DOTALL,
 )
-_PLACE = r"(?P<file>.+?):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9})"
+_PLACE = r"(?P<file>\S.*?):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9})"
+
+
+def _committed(name: str, pattern: str) -> str:
+    """Return a pattern that keeps its first match; from Python 3.11 on this is (?>...)."""
+    return f"(?=(?P<{name}>{pattern}))(?P={name})"
+
+
 # Lines of stack traces, which have words before the file.
 _TRACES = (
     re.compile(r'[\s|+]*File "(?P<file>[^"]+)", line (?P<line>[0-9]{1,9})(?P<column>)(?:, in .*)?'),  # Python
-    re.compile(rf"\s*at .+? \({_PLACE}\)"),  # Node: a function
+    re.compile(rf"\s*at {_committed('function', r'.+? [(]')}{_PLACE}\)"),  # Node: a function
     re.compile(rf"\s*at (?:async )?{_PLACE}"),  # Node: a file; Rust
-    re.compile(rf".*\bpanicked at (?:'.*', )?{_PLACE}:?"),  # Rust
-    re.compile(r"\s*at .+ in (?P<file>.+):line (?P<line>[0-9]{1,9})(?P<column>)"),  # .NET
-    re.compile(r"\s+from (?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>):in .*"),  # Ruby
-    re.compile(r"\t(?P<file>.+?):(?P<line>[0-9]{1,9})(?P<column>) \+0x[0-9a-f]+"),  # Go
+    re.compile(  # Rust
+        _committed("thread", r".*?\bpanicked at ") + _committed("message", "(?:'.*', )?") + rf"{_PLACE}:?"
+    ),
+    re.compile(rf"\s*at {_committed('method', '.+ in ')}(?P<file>.+):line (?P<line>[0-9]{{1,9}})(?P<column>)"),  # .NET
+    re.compile(r"\s+from (?P<file>\S.*?):(?P<line>[0-9]{1,9})(?P<column>):in .*"),  # Ruby
+    re.compile(r"\t(?P<file>\S.*?):(?P<line>[0-9]{1,9})(?P<column>) \+0x[0-9a-f]+"),  # Go
 )
 # Lines of traces that look like any other report: pytest's, and Ruby's first one.
-_FRAME = re.compile(r":[0-9]+: ?in \S")
+_FRAME = re.compile(r":[0-9]+:(?P<text> in [\w<>.]+|in [`'][^`']*'(?:: .*)?)\Z")
 _FOREIGN_FOLDERS = frozenset(("site-packages", "dist-packages", "node_modules"))
 _ODD_COLUMN = -1
 """In place of a column with something behind it that no program prints."""
@@ -61,7 +73,7 @@ def parse_place(text: str, is_file: Callable[[str], bool] | None = None) -> Targ
     Raises:
         ValueError: the text names no line, or a range ends before it begins.
     """
-    exists = is_file or (lambda path: Path(path).exists())
+    exists = is_file or os.path.exists  # Path's raises an error of its own about a name that is too long
     text = _ESCAPES.sub("", text).rstrip("\r\n")
     if "\n" in text:
         raise ValueError(f"{text.splitlines()[0]!r} and more: give each place by itself, or all on standard input (-)")
@@ -89,7 +101,7 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
     Returns:
         The lines, in order, and how many others there are, empty ones left out.
     """
-    exists = is_file or (lambda path: Path(path).exists())
+    exists = is_file or os.path.exists
     chosen: dict[Target, str] = {}
     num_others = 0
     for line in lines:
@@ -98,7 +110,7 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
         except ValueError:
             num_others += bool(line.strip())
             continue
-        if _is_frame(line) and not _is_own(place.file):
+        if _is_frame(line, place) and not _is_own(place.file):
             num_others += 1
         elif exists(place.file) or _BARE.fullmatch(line.strip()):
             chosen.setdefault(place, line)
@@ -107,9 +119,11 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
     return list(chosen.values()), num_others
 
 
-def _is_frame(line: str) -> bool:
+def _is_frame(line: str, place: Target) -> bool:
     line = _ESCAPES.sub("", line).rstrip("\r\n")
-    return bool(_FRAME.search(line)) or any(trace.fullmatch(line) for trace in _TRACES)
+    if match := _FRAME.search(line):
+        return not _is_text_of(place.file, place.line, match["text"])  # `grep -n` found a line that reads like one
+    return any(trace.fullmatch(line) for trace in _TRACES)
 
 
 def _is_own(file: str) -> bool:
@@ -118,7 +132,10 @@ def _is_own(file: str) -> bool:
     here = Path.cwd()
     tree = find_work_tree(here / "file")
     root = (tree.root if tree.is_git else here).resolve()
-    path = Path(file).resolve()
+    try:
+        path = Path(file).resolve()
+    except (ValueError, OSError, RuntimeError):  # a NUL; a name that is too long; before Python 3.13 a loop of links
+        return False
     return path.is_relative_to(root) and not _FOREIGN_FOLDERS & set(path.relative_to(root).parts)
 
 
@@ -153,7 +170,7 @@ def _path(name: str) -> str:
 
 
 def _is_text_of(file: str, number: int, text: str) -> bool:
-    if not Path(file).is_file():  # a named pipe would be waited for
+    if not os.path.isfile(file):  # a named pipe would be waited for
         return False
     try:
         with open(file, encoding="utf-8", errors="replace") as lines:
