@@ -86,7 +86,7 @@ def readme_text(document: Document) -> str:
     """Return README's rows: size, both divergences, and the ratio to the file type beside it.
 
     Raises:
-        ValueError: a row's model is missing.
+        ValueError: a row's model or its comparison is missing.
     """
     group = next(iter(document["num_scored"]))
     models = {model["name"]: model for model in document["models"]}
@@ -100,11 +100,11 @@ def readme_text(document: Document) -> str:
     ]
     for label, name, activations in README_ROWS:
         model = models[name]
-        run = next(
-            found
-            for found in model["comparisons"]
-            if found["comparison"] == END_TO_END and found.get("activations") in (activations, None)
-        )
+        runs = (found for found in model["comparisons"] if found["comparison"] == END_TO_END)
+        run = next((found for found in runs if found.get("activations") in (activations, None)), None)
+        if run is None:
+            inputs = f" with activations {activations}" if activations else ""
+            raise ValueError(f"the row {label!r}: {name}{inputs} has no comparison {END_TO_END} in the result")
         plain = first_of(model, FORMAT_ONLY)
         cells = [label, f"{model['bits_per_weight']:.2f}"]
         cells += [with_interval(found["groups"][group]["kl_mean"]) if found else "-" for found in (plain, run)]

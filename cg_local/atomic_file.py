@@ -16,7 +16,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from cg_local.errors import SettingsError, SourceFileError
+from cg_local.errors import CgLocalError, SettingsError, SourceFileError
 
 # What open() takes for a file that nobody else may read meanwhile, and for one that the umask alone restricts.
 PRIVATE_MODE, COMMON_MODE = 0o600, 0o666
@@ -24,20 +24,23 @@ PRIVATE_MODE, COMMON_MODE = 0o600, 0o666
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def replace_file(path: Path, data: bytes, mode: int = COMMON_MODE) -> None:
+def replace_file(
+    path: Path, data: bytes, mode: int = COMMON_MODE, *, error: type[CgLocalError] = SettingsError
+) -> None:
     """Write a file anew; its mode stays, its owner where that is allowed; folders are made.
 
     Args:
         path: the file, or a link to it.
         data: the whole new content.
         mode: of a file that is new, before the umask.
+        error: what to raise.
 
     Raises:
-        SettingsError: the folder or the disk cannot be written.
+        error: the folder or the disk cannot be written.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise SettingsError(f"{path}: is a folder, a device or a pipe; name a file")
+        raise error(f"{path}: is a folder, a device or a pipe; name a file")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,7 @@ def replace_file(path: Path, data: bytes, mode: int = COMMON_MODE) -> None:
     except OSError as cause:
         is_full = cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         remedy = "make room on the disk" if is_full else "make the folder writable"
-        raise SettingsError(f"{path}: cannot be written ({cause.strerror}); {remedy}") from cause
+        raise error(f"{path}: cannot be written ({cause.strerror}); {remedy}") from cause
     _sync_folder(target.parent)
 
 

@@ -23,6 +23,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own. Source: POSIX, sys/stat.h
+
 
 class AtomicFolder:
     """Context manager: fill `partial`, then call `commit`; leaving without it removes what was written, or keeps it.
@@ -62,6 +64,13 @@ class AtomicFolder:
         self._keeps_work = keeps_work
         self.found_work = False
         self._lock = -1
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that the workspace takes on the disk."""
+        files = (path.stat() for path in self.workspace.rglob("*") if path.is_file())
+        # A file may have holes where it is not written yet; Windows does not tell.
+        return sum(getattr(status, "st_blocks", status.st_size // BLOCK_BYTES) * BLOCK_BYTES for status in files)
 
     def __enter__(self) -> AtomicFolder:
         """Take the lock, clean up after a killed run and create what is missing of workspace and `partial`.

@@ -39,7 +39,6 @@ NOTICE_FILES = ("NOTICE", "LICENSE")
 OWN_FILES = frozenset({CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, *NOTICE_FILES})
 DISK_SLACK_BYTES = 16 << 20  # folder entries, copies of small files
 READ_BYTES = 1 << 20
-BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own. Source: POSIX, sys/stat.h
 
 
 class ModelFolderWriter:
@@ -129,9 +128,7 @@ class ModelFolderWriter:
     @property
     def work_bytes(self) -> int:
         """Bytes that the workspace takes on the disk."""
-        files = (path.stat() for path in self.workspace.rglob("*") if path.is_file())
-        # The file of weights has holes where a tensor is not written yet; Windows does not tell.
-        return sum(getattr(status, "st_blocks", status.st_size // BLOCK_BYTES) * BLOCK_BYTES for status in files)
+        return self._folder.work_bytes
 
     def __enter__(self) -> ModelFolderWriter:
         """Take the destination's lock, judge what is there and look at the free space.

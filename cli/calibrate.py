@@ -13,6 +13,7 @@ from cg_local.cli.render import notice, print_json, write_stdout
 
 if TYPE_CHECKING:
     from cg_local.checkpoint import Checkpoint
+    from cg_local.quant.corpora import Corpus
     from cg_local.quant.importance import ImportancePack
 
 Output = Annotated[
@@ -43,6 +44,7 @@ def calibrate(
     sensitivities: Sensitivities = None,
     overwrite: Overwrite = False,
     restart: Restart = False,
+    threads: options.QuantizerThreads = None,
     json: options.Json = False,
 ) -> None:
     """Let published weights read texts and write down what the inputs of each matrix look like.
@@ -54,7 +56,7 @@ def calibrate(
 
     Memory grows with --tokens: at most 3.1 GiB for 2B at the default, 4.7 GiB for 7B, no more with --sensitivities;
     what does not fit is refused before anything is computed. An interrupted run is continued by the same command, from
-    the layer or the matrix it was at.
+    the layer or the matrix it was at, to the same bytes.
 
     \b
     Examples:
@@ -79,28 +81,23 @@ def calibrate(
         raise QuantizeError(f"{destination}: exists; choose another file or pass --overwrite")
     for found in checkpoint.notices:
         notice(found)
-    pack, summary = _made(checkpoint, destination, corpus, tokens, window, sensitivities, restart)
+    texts, probes = _texts(checkpoint, corpus, tokens, sensitivities, window)
+    pack = _made(checkpoint, destination, texts, probes, restart=restart, threads=threads)
     if json:
         own = {"file": str(destination), "weights": pack.weights, "sensitivities": dict(pack.sensitivities)}
         print_json({**own, **pack.document})
         return
     from cg_local.memory import readable_size
 
-    write_stdout(f"{destination}: {readable_size(destination.stat().st_size)}, {summary}\n")
+    size, read = readable_size(destination.stat().st_size), f"{texts.num_tokens:,} tokens of {len(texts.files):,} files"
+    write_stdout(f"{destination}: {size}, {read}\n")
 
 
-def _made(
-    checkpoint: Checkpoint,
-    destination: Path,
-    paths: list[Path] | None,
-    tokens: int,
-    window: int,
-    sensitivities: int | None,
-    restart: bool,
-) -> tuple[ImportancePack, str]:
-    """Make the pack; also says in words what was read."""
-    from cg_local.quant.calibration import calibrate as make_pack
-    from cg_local.quant.corpora import Corpus, calibration_corpus
+def _texts(
+    checkpoint: Checkpoint, paths: list[Path] | None, tokens: int, sensitivities: int | None, window: int
+) -> tuple[Corpus, Corpus | None]:
+    """Choose the texts to read, and those to measure sensitivities on."""
+    from cg_local.quant.corpora import calibration_corpus
     from cg_local.quant.methods import published_tokenizer
 
     tokenizer = published_tokenizer(checkpoint)
@@ -108,9 +105,23 @@ def _made(
     def texts(num_tokens: int) -> Corpus:
         return calibration_corpus(tokenizer, paths, num_tokens=num_tokens, window_tokens=window)
 
-    corpus, probes = texts(tokens), None if sensitivities is None else texts(sensitivities)
+    return texts(tokens), None if sensitivities is None else texts(sensitivities)
+
+
+def _made(
+    checkpoint: Checkpoint,
+    destination: Path,
+    corpus: Corpus,
+    probes: Corpus | None,
+    *,
+    restart: bool,
+    threads: int | None,
+) -> ImportancePack:
+    """Make the pack, with a bar on a terminal."""
+    from cg_local.quant.calibration import calibrate as make_pack
+
     with progress_bar(counts_bytes=False) as on_step:
-        pack = make_pack(
+        return make_pack(
             checkpoint,
             destination,
             corpus,
@@ -118,5 +129,5 @@ def _made(
             restart=restart,
             on_step=on_step or (lambda done, total, what: None),
             on_notice=notice,
+            num_threads=threads,
         )
-    return pack, f"{corpus.num_tokens:,} tokens of {len(corpus.files):,} files"

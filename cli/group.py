@@ -1,7 +1,8 @@
 """The group of commands: each one is imported when it is called; errors become one line and an exit status.
 
 This file owns the exit statuses: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted, 141 nobody reads any more
-(128 + the number of the signal, as shells report it). Invariant: no traceback reaches a person without `--debug`.
+(128 + the number of the signal, as shells report it). Invariant: no traceback reaches a person without `--debug`;
+an error is one line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from cg_local.cli.defaults import configured_defaults
 from cg_local.errors import CgLocalError
 
 _STANDARD_INPUT_PLACE = re.compile("-:[0-9]")
+# The class of all errors of usage, which is Click's or, in newer versions, Typer's own; both export the subclass.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 class QuickCommand(QuickParameters, TyperCommand):
@@ -64,13 +67,19 @@ class LazyGroup(QuickParameters, TyperGroup):
         """Write the help of `app`."""
         formatter.write(HELP)
 
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        """Parse what stands before the command; an error becomes one line."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except _UsageError as error:
+            _refuse(error)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; an interrupt and a closed pipe become exit statuses."""
+        """Parse and run a command; an error of usage becomes one line, an interrupt and a closed pipe exit statuses."""
         try:
             return super().invoke(ctx)
-        except typer.BadParameter as error:  # where a parameter's validator is pydantic's, its words come first
-            error.message = error.message.removeprefix("Value error, ")
-            raise
+        except _UsageError as error:
+            _refuse(error)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -104,6 +113,25 @@ def _command() -> Any:
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})(_root)
     return typer.main.get_command(app)
+
+
+def _refuse(error: Any) -> NoReturn:
+    """Tell what is wrong with the command line, and where its help is.
+
+    Raises:
+        Exit: with status 2.
+        Exception: the error itself, where what it shows is a help.
+    """
+    if type(error).show is not _UsageError.show:
+        raise error
+    from cg_local.cli.options import refuse_usage
+
+    # Where a parameter's validator is pydantic's, its words come first.
+    error.message = error.message.removeprefix("Value error, ")
+    message = error.format_message()
+    joint = " See" if message.endswith((".", "?", "!")) else "; see"
+    command = error.ctx.command_path if error.ctx is not None else PROGRAM
+    refuse_usage(f"{message}{joint} `{command} --help`")
 
 
 def _root() -> None:

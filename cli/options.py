@@ -211,4 +211,8 @@ Corpus = Annotated[
 CalibrationTokens = Annotated[
     int, typer.Option("--tokens", min=64, help="Tokens of the texts; the last may go beyond.")
 ]
+QuantizerThreads = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", min=1, help="Default: every processor. The result is the same for every number."),
+]
 WindowTokens = Annotated[int, typer.Option("--window", min=64, help="Tokens of one text at most.")]

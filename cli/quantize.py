@@ -53,10 +53,6 @@ Restart = Annotated[
     bool, typer.Option("--restart", help="Discard what an interrupted run has done, instead of continuing it.")
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the result back and compare its digests.")]
-Threads = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--threads", min=1, help="Threads of the search; default: every processor."),
-]
 
 
 def quantize(
@@ -74,7 +70,7 @@ def quantize(
     overwrite: Overwrite = False,
     restart: Restart = False,
     verify: Verify = False,
-    threads: Threads = None,
+    threads: options.QuantizerThreads = None,
 ) -> None:
     """Turn published weights (Hugging Face layout, or GGUF) into a model folder that cg-local runs.
 

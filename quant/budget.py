@@ -10,7 +10,6 @@ sensitivity: as an importance pack tells it, or, without one, as it was measured
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from cg_local.checkpoint import Checkpoint
@@ -19,6 +18,7 @@ from cg_local.model_folder import matrix_shapes
 from cg_local.packing import COLUMN_MULTIPLE, packed_bytes
 from cg_local.quant.allocation import CANDIDATES, Choice, allocate
 from cg_local.quant.encoder import guide_by, sample_rows
+from cg_local.quant.fixed_order import in_order, single_threaded_blas, usable_cores
 from cg_local.quant.importance import ImportancePack
 from cg_local.quant.rounded_rows import relative_error, rounded
 from cg_local.quant.schemes import QuantizationPlan, kind_of, plan_checkpoint, plan_formats
@@ -32,6 +32,7 @@ KIND_SENSITIVITIES: Mapping[str, float] = {
 }
 
 
+@single_threaded_blas()
 def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: ImportancePack | None) -> QuantizationPlan:
     """Choose the format of every tensor so that the whole has at most so many bits a weight.
 
@@ -49,8 +50,7 @@ def plan_budget(checkpoint: Checkpoint, bits_per_weight: float, pack: Importance
     gain_bytes = sum(tensor.num_bytes for tensor in whole.tensors if tensor.name not in whole.formats)
     budget = int(bits_per_weight * whole.num_weights / 8) - gain_bytes
     shapes = matrix_shapes(checkpoint.config, has_separate_head=checkpoint.has_separate_head)
-    with ThreadPoolExecutor() as pool:
-        tables = list(pool.map(lambda name: _choices(checkpoint, name, shapes[name], pack), shapes))
+    tables = list(in_order(lambda name: _choices(checkpoint, name, shapes[name], pack), shapes, usable_cores()))
     formats = allocate(dict(zip(shapes, tables, strict=True)), budget)
     plan = plan_formats(checkpoint, f"{bits_per_weight:g}bpw", formats.__getitem__)
     if plan.bits_per_weight < bits_per_weight - UNUSED_BITS:

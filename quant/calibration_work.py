@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -37,7 +38,7 @@ class CalibrationWork:
         statistics: of the inputs of all matrices in the layers that are done.
         num_layers: how many layers are done.
         states: the residual stream behind them; None: nothing is done, or everything.
-        sensitivities: those that are measured.
+        sensitivities: those that are measured on the texts that are asked for.
     """
 
     statistics: dict[str, InputStatistics]
@@ -46,19 +47,27 @@ class CalibrationWork:
     sensitivities: dict[str, float]
 
     def __init__(
-        self, destination: Path, plan: Mapping[str, object], *, restart: bool, on_notice: Callable[[str], None]
+        self,
+        destination: Path,
+        plan: Mapping[str, object],
+        *,
+        probes: str | None = None,
+        restart: bool,
+        on_notice: Callable[[str], None],
     ) -> None:
         """Prepare; nothing is touched.
 
         Args:
             destination: file of the pack that will be made.
-            plan: everything that it depends on, as for `work_plan.WorkPlan`.
+            plan: everything that its statistics depend on, as for `work_plan.WorkPlan`.
+            probes: digest of the texts that sensitivities are measured on, which statistics do not depend on; None:
+                none are asked for.
             restart: discard what an earlier run left.
             on_notice: told that work continues, is begun anew, or is kept.
         """
         self._folder = AtomicFolder(destination, QuantizeError, keeps_work=True)
         self._plan = WorkPlan(self._folder.workspace, plan)
-        self._restart, self._tell = restart, on_notice
+        self._probes, self._restart, self._tell = probes, restart, on_notice
         self._forget()
 
     @property
@@ -66,27 +75,31 @@ class CalibrationWork:
         """Whether the statistics of all matrices are known."""
         return EMBEDDING in self.statistics
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the work so far takes on the disk."""
+        return self._folder.work_bytes
+
     def __enter__(self) -> CalibrationWork:
         """Take the destination's lock and read what is there.
 
         Raises:
-            QuantizeError: another process makes this pack, or the folder cannot be written.
+            QuantizeError: another process makes this pack, or the folder cannot be read or written.
         """
         self._folder.__enter__()
         try:
-            obstacle = self._plan.obstacle()
-            if obstacle is not None and not self._restart:
+            obstacle = None if self._restart else self._plan.obstacle()
+            if obstacle is not None:
                 place = self._folder.workspace
                 self._tell(f"{place}: unfinished work cannot be continued ({obstacle}); it is begun anew")
             if obstacle is not None or self._restart:
                 self._folder.clear()
             self._plan.write()
             self._read()
-        except BaseException as cause:
-            self._folder.discard()
+        except BaseException:
+            if not self._folder.found_work:  # what an earlier run has done outlives whatever happens here
+                self._folder.discard()
             self._folder.__exit__(None, None, None)
-            if isinstance(cause, OSError):
-                raise self._failed(cause) from cause
             raise
         return self
 
@@ -139,30 +152,31 @@ class CalibrationWork:
 
     def _write_pack(self) -> None:
         pack = ImportancePack(self.statistics, self.sensitivities, "", {})
-        ImportancePack(self.statistics, self.sensitivities, "", {"sha256": pack.digest}).save(
-            self._folder.workspace / PACK_FILE
-        )
+        document = {"sha256": pack.digest, "probes": self._probes}
+        replace(pack, document=document).save(self._folder.workspace / PACK_FILE)
 
     def _read(self) -> None:
-        """Take up what is sound."""
+        """Take up what is sound.
+
+        Raises:
+            QuantizeError: the disk fails, which says nothing of what is on it.
+        """
         try:
             pack = ImportancePack.load(self._folder.workspace / PACK_FILE)
             if pack.document.get("sha256") != pack.digest:
                 return
-            self.statistics, self.sensitivities = dict(pack.statistics), dict(pack.sensitivities)
+            self.statistics = dict(pack.statistics)
+            self.sensitivities = dict(pack.sensitivities) if pack.document["probes"] == self._probes else {}
             if self.knows_inputs:
                 done = f"with {len(self.sensitivities)} sensitivities known" if self.sensitivities else ""
                 self._tell(f"{self._folder.destination}: continues behind the last layer {done}".rstrip())
                 return
             self.num_layers, self.states = _read_stream(self._folder.workspace / STREAM_FILE)
             self._tell(f"{self._folder.destination}: continues behind layer {self.num_layers}")
-        except (QuantizeError, KeyError, ValueError):
+        except (QuantizeError, KeyError, ValueError) as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise
             self._forget()
-
-    def _failed(self, cause: OSError) -> QuantizeError:
-        return QuantizeError(
-            f"{self._folder.workspace}: cannot be written ({cause.strerror}); make room or check the disk"
-        )
 
 
 def _read_stream(path: Path) -> tuple[int, Floats]:

@@ -2,7 +2,7 @@
 
 This file owns what a conversion consists of and what a person is told about interrupted work. How rows become bytes is
 `slabs` and `encoder`. Invariant: what the model folder holds follows from the source, the options and the version of
-cg-local alone; times, threads and interruptions leave no trace in it (gptq's sums are BLAS's, on one machine the same).
+cg-local alone; times, threads and interruptions leave no trace in it (gptq's are BLAS's sums: on one machine the same).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cg_local.model_folder_writer import ModelFolderWriter, check_destination
 from cg_local.packing import PackedMatrix
 from cg_local.quant import slabs
 from cg_local.quant.encoder import Encoder, Workplace
+from cg_local.quant.fixed_order import single_threaded_blas, threads, usable_cores
 from cg_local.quant.journal import Journal
 from cg_local.quant.methods import prepared, required_tokenizer
 from cg_local.quant.options import Options
@@ -39,6 +39,7 @@ GEMMA_NOTICE = (
 Notice = Callable[[str], None]
 
 
+@single_threaded_blas()
 def convert(
     source: Path,
     destination: Path,
@@ -122,13 +123,13 @@ class _Conversion:
                 if journal is not None:
                     self._judge_leftovers(writer, journal, restart)
                     stack.enter_context(journal)
-                pool = ThreadPoolExecutor(num_threads, thread_name_prefix="quantize")
+                pool = threads(num_threads, "quantize")
                 stack.callback(pool.shutdown, wait=True, cancel_futures=True)
                 stack.enter_context(self._files).begin(journal.source_digests if journal else {})
                 store = slabs.SlabStore(writer, journal)
                 store.restore(self.plan.tensors, pool)
                 self._tell_of_restored(writer, journal, store)
-                self._begin_encoder(writer, store)
+                self._begin_encoder(writer, store, num_threads)
                 pipeline = slabs.SlabPipeline(
                     self._encoder,
                     store,
@@ -146,8 +147,8 @@ class _Conversion:
 
     def _judge_leftovers(self, writer: ModelFolderWriter, journal: Journal, restart: bool) -> None:
         """Remove what an interrupted run left, where it is of other work or not wanted."""
-        obstacle = journal.obstacle()
-        if obstacle is not None and not restart:
+        obstacle = None if restart else journal.obstacle()
+        if obstacle is not None:
             self.tell(f"{writer.workspace}: unfinished work cannot be continued ({obstacle}); it is begun anew")
         if obstacle is not None or restart:
             writer.clear()
@@ -161,7 +162,7 @@ class _Conversion:
         if store.num_bytes:
             self.tell(f"{writer.destination}: continues at {self._percent(store.num_bytes)} %")
 
-    def _begin_encoder(self, writer: ModelFolderWriter, store: slabs.SlabStore) -> None:
+    def _begin_encoder(self, writer: ModelFolderWriter, store: slabs.SlabStore, num_threads: int) -> None:
         folder = writer.workspace / METHOD_FOLDER
         folder.mkdir(exist_ok=True)
         tensors = {tensor.name: tensor for tensor in self.plan.tensors}
@@ -169,7 +170,7 @@ class _Conversion:
         def packed(name: str) -> PackedMatrix:
             return store.packed(tensors[name])
 
-        self._encoder.begin(Workplace(folder, packed))
+        self._encoder.begin(Workplace(folder, packed, num_threads))
 
     def _record_sources(self, journal: Journal | None) -> None:
         for name, digest in self._files.finished().items():
@@ -229,13 +230,6 @@ class _Conversion:
             "bits_per_weight": round(self.plan.bits_per_weight, 4),
             "quality": dict(quality),
         }
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _is_fault_of_the_source(error: BaseException) -> bool:

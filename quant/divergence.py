@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cg_local.quant.fixed_order import in_order, threads_within
 from cg_local.quant.hidden_states import RowSource, head_name, slab_rows
 
 Floats = NDArray[np.float32]
@@ -27,7 +29,7 @@ Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 BLOCK_BYTES = 32 << 20
-"""Of one float64 slab of logits; about five of them exist at a time."""
+"""Of one float64 slab of logits; about five of them exist at a time in each thread."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,14 @@ class _RowSlab:
         return self.logits[first:last]
 
 
-def compare(reference: LogitSlabs, model: LogitSlabs, true_ids: Integers) -> TokenFigures:
+def compare(reference: LogitSlabs, model: LogitSlabs, true_ids: Integers, num_threads: int = 1) -> TokenFigures:
     """Compare the distributions of the next token at each place.
 
     Args:
         reference: of num_tokens places.
         model: of the same places and vocabulary.
         true_ids: int64 [num_tokens], the token that follows each place.
+        num_threads: among which the places are shared out.
     """
     if not (reference.num_tokens == model.num_tokens == len(true_ids) and reference.vocab_size == model.vocab_size):
         raise ValueError("the places or the vocabularies differ")
@@ -150,10 +153,19 @@ def compare(reference: LogitSlabs, model: LogitSlabs, true_ids: Integers) -> Tok
     for start in range(0, reference.vocab_size, step):
         stop = min(start + step, reference.vocab_size)
         z_slab, y_slab = reference.columns(start, stop), model.columns(start, stop)
-        for first, last in _blocks(len(true_ids), stop - start):
-            z, y = z_slab.rows(first, last), y_slab.rows(first, last)
-            sums.add(slice(first, last), start, z.astype(np.float64), y.astype(np.float64), true_ids[first:last])
+        add = partial(_add_block, sums, start, z_slab, y_slab, true_ids)
+        for _ in in_order(add, _blocks(len(true_ids), stop - start), threads_within(num_threads, 5 * BLOCK_BYTES)):
+            pass  # each place has sums of its own
     return sums.figures()
+
+
+def _add_block(
+    sums: _Sums, start: int, z_slab: ColumnSlab, y_slab: ColumnSlab, true_ids: Integers, block: tuple[int, int]
+) -> None:
+    """Take the logits of some tokens in one slab of the vocabulary, which begins at `start`."""
+    first, last = block
+    z, y = z_slab.rows(first, last), y_slab.rows(first, last)
+    sums.add(slice(first, last), start, z.astype(np.float64), y.astype(np.float64), true_ids[first:last])
 
 
 def _blocks(num_tokens: int, num_columns: int) -> Iterator[tuple[int, int]]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from cg_local.checkpoint import Checkpoint
 from cg_local.packing import TILE_ROWS
-from cg_local.quant.convert import usable_cores
 from cg_local.quant.encoder import Encoder
+from cg_local.quant.fixed_order import usable_cores
 from cg_local.quant.methods import prepared
 from cg_local.quant.options import Options
 from cg_local.quant.schemes import GAIN_FORMAT, QuantizationPlan, TensorPlan

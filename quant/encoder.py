@@ -35,10 +35,12 @@ class Workplace:
         folder: for files of the encoder's own, there again after an interruption and gone with the finished model. What
             they say must be sound after a kill at any moment: write them beside their place, sync and rename.
         packed: returns a finished matrix as it stands in the file, by name; after `Encoder.done` of it.
+        num_threads: that `Encoder.prepare` may have at work where the method is sequential; no result depends on it.
     """
 
     folder: Path
     packed: Callable[[str], PackedMatrix]
+    num_threads: int
 
 
 class Encoder(ABC):

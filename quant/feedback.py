@@ -24,15 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local.kernels.cache_folder import caching_for
+from cg_local.quant.work_plan import COMPILED_IN
 
-with caching_for(Path(__file__).parent):
+with caching_for(Path(__file__).parent, *COMPILED_IN):
     from cg_local.quant import feedback_kernels, revision_kernels
     from cg_local.quant.lanes import PANEL
+from cg_local.quant.fixed_order import in_order, threads_within
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 # Share of the mean of H's diagonal that is added to the diagonal. Source: Frantar et al., section 3.3, step 3.
 DAMPING = 0.01
+FACTOR_COPIES = 8  # so many times a block is held while its factor is computed
 INVERTED_WHOLE = 64  # columns of a triangular matrix below which cutting it costs more than it saves
 
 
@@ -87,22 +90,19 @@ class DenseFeedback:
     products: tuple[Floats, ...]
 
     @classmethod
-    def of(cls, blocks: tuple[Doubles, ...]) -> DenseFeedback:
+    def of(cls, blocks: tuple[Doubles, ...], num_threads: int = 1) -> DenseFeedback:
         """Prepare the feedback.
 
         Args:
             blocks: float64 [n, n] each, positive semidefinite: the blocks along the diagonal of H; n is a multiple of
                 PANEL.
+            num_threads: for which the blocks are independent work.
         """
-        orders, factors, products, start = [], [], [], 0
-        for block in blocks:
-            order = np.argsort(-np.diag(block), kind="stable")
-            orders.append(order + start)
-            factor, damping = _feedback_factor(block[np.ix_(order, order)])
-            factors.append(_panels(factor.T))
-            products.append(_panels((block + damping * np.eye(len(block))).astype(np.float32)))
-            start += len(block)
-        return cls(np.concatenate(orders), tuple(factors), tuple(products))
+        num_threads = threads_within(num_threads, FACTOR_COPIES * max(block.nbytes for block in blocks))
+        orders, factors, products = zip(*in_order(_prepared, blocks, num_threads), strict=True)
+        starts = np.cumsum([0, *map(len, blocks[:-1])])
+        order = np.concatenate([own + start for own, start in zip(orders, starts, strict=True)])
+        return cls(order, factors, products)
 
     def round(self, x: Floats, scales: Floats, values: Floats, codes: NDArray[np.int8]) -> None:
         """Round rows.
@@ -144,6 +144,13 @@ Feedback = LowRankFeedback | DenseFeedback
 def _middles(values: Floats) -> Floats:
     middles: Floats = (values[1:] + values[:-1]) * np.float32(0.5)
     return middles
+
+
+def _prepared(block: Doubles) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Return the order of a block's columns, and its member of `factors` and of `products`."""
+    order = np.argsort(-np.diag(block), kind="stable")
+    factor, damping = _feedback_factor(block[np.ix_(order, order)])
+    return order, _panels(factor.T), _panels((block + damping * np.eye(len(block))).astype(np.float32))
 
 
 def _panels(matrix: Floats) -> Floats:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from cg_local.quant.corpora import Corpus
 from cg_local.quant.encode import Guide
 from cg_local.quant.encoder import SearchEncoder, Workplace
 from cg_local.quant.feedback import DenseFeedback
-from cg_local.quant.hidden_states import FINAL_NORM, embedded
+from cg_local.quant.fixed_order import in_order, threads_within
+from cg_local.quant.hidden_states import FINAL_NORM, embedded, window_bytes
 from cg_local.quant.importance import capped_rows, input_name
 from cg_local.quant.schemes import GAIN_FORMAT, TensorPlan
 from cg_local.reference import attention_branch, feed_forward_branch, linear, rms_norm, rotary_table
@@ -39,6 +41,9 @@ Doubles = NDArray[np.float64]
 BLOCK_COLUMNS = 2048
 """Wider inputs (those of the down projection) are treated in blocks of so many columns: the statistics of 2B's 16,384
 inputs would take 2 GiB and their inverse half an hour a layer."""
+
+STREAM_FILES = 3
+"""The float32 stream of all tokens is kept before and behind half of a layer, and the next is written beside them."""
 
 _SUFFIX = ".f32"  # of the files of the stream: a SHA-256 of the rest, then float32 [num_tokens, hidden_size]
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -58,6 +63,7 @@ class GptqEncoder(SearchEncoder):
         super().__init__(checkpoint)
         self._sequences = [window.token_ids for window in corpus.windows]
         self.options = {"method": "gptq", "corpus": corpus.document()}
+        self.workspace_bytes = STREAM_FILES * 4 * corpus.num_tokens * checkpoint.config.hidden_size
         self._shared: tuple[str, Guide | None] = "", None
 
     def order(self, tensors: Sequence[TensorPlan]) -> Sequence[TensorPlan]:
@@ -67,6 +73,7 @@ class GptqEncoder(SearchEncoder):
     def begin(self, place: Workplace) -> None:
         """Take up the residual stream where an earlier run left it."""
         self._stream = _Stream(self._checkpoint, self._sequences, place)
+        self._num_threads = place.num_threads
 
     def guide_of(self, tensor: TensorPlan) -> Guide | None:
         """Return the statistics of a matrix's inputs, made ready for rounding."""
@@ -74,9 +81,10 @@ class GptqEncoder(SearchEncoder):
             return None  # a table of inputs, of whose columns nothing is known
         name = input_name(tensor.name)
         if name != self._shared[0]:  # q, k and v have one input, gate and up another
-            blocks = _products(capped_rows(self._stream.inputs(name)))
+            blocks = _products(capped_rows(self._stream.inputs(name)), self._num_threads)
             importance = np.concatenate([np.diag(block) for block in blocks]).astype(np.float32)
-            self._shared = name, Guide(importance, None if tensor.name == EMBEDDING else DenseFeedback.of(blocks))
+            feedback = None if tensor.name == EMBEDDING else DenseFeedback.of(blocks, self._num_threads)
+            self._shared = name, Guide(importance, feedback)
         return self._shared[1]
 
     def done(self, tensor: TensorPlan) -> None:
@@ -85,17 +93,23 @@ class GptqEncoder(SearchEncoder):
         self._stream.done(tensor.name)
 
 
-def _products(rows: Sequence[Floats]) -> tuple[Doubles, ...]:
-    """Return the blocks on the diagonal of the sum of x'x."""
+def _products(rows: Sequence[Floats], num_threads: int) -> tuple[Doubles, ...]:
+    """Return the blocks on the diagonal of the sum of x'x: products in float32, their sum in float64, text by text."""
+    num_threads = threads_within(num_threads, 2 * 4 * BLOCK_COLUMNS**2)
     columns = rows[0].shape[1]
-    blocks = []
-    for start in range(0, columns, BLOCK_COLUMNS):
-        parts = (x[:, start : start + BLOCK_COLUMNS] for x in rows)
-        total = np.zeros((min(BLOCK_COLUMNS, columns - start),) * 2)
-        for part in parts:
-            total += part.T @ part
-        blocks.append(total)
-    return tuple(blocks)
+    starts = range(0, columns, BLOCK_COLUMNS)
+    blocks = tuple(np.zeros((min(BLOCK_COLUMNS, columns - start),) * 2) for start in starts)
+    pieces = [(block, start, x) for block, start in zip(blocks, starts, strict=True) for x in rows]
+    for (block, *_), product in zip(pieces, in_order(_product, pieces, num_threads), strict=True):
+        block += product
+    return blocks
+
+
+def _product(piece: tuple[Doubles, int, Floats]) -> Floats:
+    _, start, x = piece
+    part = x[:, start : start + BLOCK_COLUMNS]
+    product: Floats = part.T @ part
+    return product
 
 
 class _FoundInputs(Exception):  # noqa: N818 (nothing is wrong)
@@ -116,6 +130,9 @@ class _Stream:
         self._checkpoint, self._sequences, self._place = checkpoint, sequences, place
         self._finished: set[str] = set()
         self._held: dict[str, Floats] = {}
+        self._holding = threading.Lock()  # so that threads that want a tensor at once read it once
+        longest = max(map(len, sequences))
+        self._num_threads = threads_within(place.num_threads, window_bytes(checkpoint.config, longest))
         self._wanted: str | None = None
         self._last: tuple[str, list[Floats]] = "", []  # name and inputs of the matrix that ends the half in work
         self._half = 0  # halves of layers that the stream has passed: attention, feed-forward, attention, ...
@@ -130,10 +147,12 @@ class _Stream:
 
     def tensor(self, name: str) -> Floats:
         """A tensor as it stands in the file if it is finished, else as published."""
-        if name not in self._held:
-            whole = dequantize(self._place.packed(name)) if name in self._finished else self._checkpoint.tensor(name)
-            self._held[name] = whole
-        return self._held[name]
+        with self._holding:
+            if name not in self._held:
+                is_finished = name in self._finished
+                whole = dequantize(self._place.packed(name)) if is_finished else self._checkpoint.tensor(name)
+                self._held[name] = whole
+            return self._held[name]
 
     def observe(self, name: str, x: Floats) -> None:
         if name == self._wanted:
@@ -156,9 +175,10 @@ class _Stream:
         self._advance(half)
         self._wanted = name
         try:
-            found = [self._found(half, x) for x in self._states]
+            found = list(in_order(partial(self._found, half), self._states, self._num_threads))
         finally:
             self._wanted = None
+            self._held.clear()  # what comes next, the products, takes most memory
         if name == self._last_matrix(half):
             self._last = name, found
         return found
@@ -179,15 +199,19 @@ class _Stream:
         if not self._half:
             self._resume(half)
         while self._half < half:
-            name, inputs = self._last
-            is_known = name == self._last_matrix(self._half)  # a half's output is then one product away
-            for index, x in enumerate(self._states):
-                added = linear(inputs[index], self.tensor(name)) if is_known else self._branch(self._half, x)
-                self._states[index] = x + added
+            numbers = range(len(self._states))
+            for number, state in enumerate(in_order(self._moved, numbers, self._num_threads)):
+                self._states[number] = state
             self._last = "", []
             self._held.clear()
             self._half += 1
             self._keep()
+
+    def _moved(self, number: int) -> Floats:
+        """Return one sequence's stream behind the half in work."""
+        (name, inputs), x = self._last, self._states[number]
+        is_known = name == self._last_matrix(self._half)  # a half's output is then one product away
+        return x + (linear(inputs[number], self.tensor(name)) if is_known else self._branch(self._half, x))
 
     def _branch(self, half: int, x: Floats) -> Floats:
         layer, is_feed_forward = divmod(half, 2)

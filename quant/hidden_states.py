@@ -6,6 +6,7 @@ Owns the order of the computation; the arithmetic is `reference`'s. Invariant: t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cg_local.config import ModelConfig
 from cg_local.model_folder import EMBEDDING, HEAD
+from cg_local.quant.fixed_order import in_order, threads_within
 from cg_local.reference import (
     TensorSource,
     attention_branch,
@@ -26,6 +28,7 @@ from cg_local.reference import (
 Floats = NDArray[np.float32]
 Observe = Callable[[str, list[Floats]], None]
 OnLayer = Callable[[int, int], None]
+Branch = Callable[[TensorSource, Floats], Floats]
 
 SLAB_BYTES = 32 << 20
 """Of float32 rows of the embedding that are held at a time: 1 MiB to 2 GiB in all."""
@@ -46,6 +49,7 @@ def final_states(
     *,
     observe: Observe | None = None,
     on_layer: OnLayer | None = None,
+    num_threads: int = 1,
 ) -> list[Floats]:
     """Return the normed residual stream behind the last layer, which the head is multiplied with.
 
@@ -55,12 +59,14 @@ def final_states(
         observe: called once for each matrix of the layers, in order, with its inputs of every sequence, float32
             [num_tokens, inputs] each. All inputs of one half of a layer are held at once then.
         on_layer: called with the number of layers done and in all.
+        num_threads: among which the sequences are shared out.
 
     Returns:
         float32 [num_tokens, hidden_size] for each sequence.
     """
     states = embedded(source, sequences)
-    advance(source, states, range(source.config.num_layers), observe=observe, on_layer=on_layer)
+    layers = range(source.config.num_layers)
+    advance(source, states, layers, observe=observe, on_layer=on_layer, num_threads=num_threads)
     return normed(source, states)
 
 
@@ -71,6 +77,7 @@ def advance(
     *,
     observe: Observe | None = None,
     on_layer: OnLayer | None = None,
+    num_threads: int = 1,
 ) -> None:
     """Bring the residual stream behind some layers, in place.
 
@@ -78,21 +85,49 @@ def advance(
         source: the weights.
         states: the stream before the first of them, float32 [num_tokens, hidden_size] for each sequence.
         layers: numbers of layers that follow each other.
-        observe, on_layer: as for `final_states`.
+        observe, on_layer, num_threads: as for `final_states`.
     """
     config = source.config
-    cos, sin = rotary_table(np.arange(max(map(len, states), default=0)), config.head_dim, config.rope_theta)
+    longest = max(map(len, states), default=0)
+    num_threads = threads_within(num_threads, window_bytes(config, longest))
+    cos, sin = rotary_table(np.arange(longest), config.head_dim, config.rope_theta)
     for layer in layers:
-        held = _held(source, observe)
-        for index, x in enumerate(states):
-            states[index] = x + attention_branch(held, layer, x, cos[: len(x)], sin[: len(x)])
-        held.tell()
-        held = _held(source, observe)
-        for index, x in enumerate(states):
-            states[index] = x + feed_forward_branch(held, layer, x)
-        held.tell()
+
+        def attended(seen: TensorSource, x: Floats, layer: int = layer) -> Floats:
+            return attention_branch(seen, layer, x, cos[: len(x)], sin[: len(x)])
+
+        def fed_forward(seen: TensorSource, x: Floats, layer: int = layer) -> Floats:
+            return feed_forward_branch(seen, layer, x)
+
+        for branch in (attended, fed_forward):
+            _pass_half(source, states, branch, observe, num_threads)
         if on_layer is not None:
             on_layer(layer + 1, config.num_layers)
+
+
+def _pass_half(
+    source: RowSource, states: list[Floats], branch: Branch, observe: Observe | None, num_threads: int
+) -> None:
+    """Bring the residual stream behind one half of a layer, in place."""
+    held = _Held(source)
+
+    def moved(number: int) -> tuple[Floats, dict[str, Floats]]:
+        x, seen = states[number], _Observed(held)
+        return x + branch(held if observe is None else seen, x), seen.inputs
+
+    inputs: dict[str, list[Floats]] = {}
+    for number, (state, found) in enumerate(in_order(moved, range(len(states)), num_threads)):
+        states[number] = state
+        for name, x in found.items():
+            inputs.setdefault(name, []).append(x)
+    if observe is not None:
+        for name, every in inputs.items():
+            observe(name, every)
+
+
+def window_bytes(config: ModelConfig, num_tokens: int) -> int:
+    """Return what one sequence's own arrays take while it passes half of a layer: gate, up and what is made of them."""
+    return 4 * num_tokens * 4 * config.intermediate_size
 
 
 def normed(source: RowSource, states: Sequence[Floats]) -> list[Floats]:
@@ -117,6 +152,7 @@ class _Held:
     def __init__(self, source: TensorSource) -> None:
         self._source = source
         self._tensors: dict[str, Floats] = {}
+        self._reading = threading.Lock()  # so that threads that want a tensor at once read it once
 
     @property
     def config(self) -> ModelConfig:
@@ -127,32 +163,32 @@ class _Held:
         return self._source.tensor_names
 
     def tensor(self, name: str) -> Floats:
-        if name not in self._tensors:
-            self._tensors[name] = self._source.tensor(name)
-        return self._tensors[name]
-
-    def tell(self) -> None:
-        """Hand over what was observed: nothing."""
+        with self._reading:
+            if name not in self._tensors:
+                self._tensors[name] = self._source.tensor(name)
+            return self._tensors[name]
 
 
-class _Observed(_Held):
-    """Also keeps the inputs of every matrix."""
+class _Observed:
+    """The same tensors for one sequence, with the inputs of every matrix."""
 
-    def __init__(self, source: TensorSource, observe: Observe) -> None:
-        super().__init__(source)
-        self._observe = observe
-        self._inputs: dict[str, list[Floats]] = {}
+    def __init__(self, held: _Held) -> None:
+        self._held = held
+        self.inputs: dict[str, Floats] = {}
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._held.config
+
+    @property
+    def tensor_names(self) -> Sequence[str]:
+        return self._held.tensor_names
+
+    def tensor(self, name: str) -> Floats:
+        return self._held.tensor(name)
 
     def observe(self, name: str, x: Floats) -> None:
-        self._inputs.setdefault(name, []).append(x)
-
-    def tell(self) -> None:
-        for name, inputs in self._inputs.items():
-            self._observe(name, inputs)
-
-
-def _held(source: TensorSource, observe: Observe | None) -> _Held:
-    return _Held(source) if observe is None else _Observed(source, observe)
+        self.inputs[name] = x
 
 
 def embedded(source: RowSource, sequences: Sequence[Sequence[int]]) -> list[Floats]:

@@ -28,6 +28,7 @@ from cg_local.checkpoint import Checkpoint
 from cg_local.errors import QuantizeError
 from cg_local.model_folder import EMBEDDING, HEAD, matrix_shapes
 from cg_local.quant.fingerprint import fingerprint
+from cg_local.quant.fixed_order import in_order
 from cg_local.safetensors_file import SafetensorsFile
 
 Floats = NDArray[np.float32]
@@ -72,16 +73,23 @@ class InputStatistics:
         return self.diagonal.astype(np.float64), self.directions.astype(np.float64)
 
     @classmethod
-    def of(cls, inputs: Sequence[Floats]) -> InputStatistics:
-        """Compute the statistics of inputs, float32 [num_tokens, columns] each.
+    def of(cls, inputs: Sequence[Floats], num_threads: int = 1) -> InputStatistics:
+        """Compute the statistics of inputs.
 
         The directions are found by orthogonal iteration from fixed random ones.
+
+        Args:
+            inputs: of each sequence, float32 [num_tokens, columns].
+            num_threads: among which the sequences are shared out.
+
+        Raises:
+            QuantizeError: an input is not finite.
         """
         rows, columns = capped_rows(inputs), inputs[0].shape[1]
         whole = np.zeros(columns)
         for x in rows:
             whole += np.einsum("ij,ij->j", x, x, dtype=np.float64)
-        directions = _principal_directions(rows, columns)
+        directions = _principal_directions(rows, columns, num_threads)
         diagonal = np.maximum(whole - (directions * directions).sum(axis=1), 0.0)
         return cls(diagonal.astype(np.float32), directions.astype(np.float32))
 
@@ -95,7 +103,7 @@ def capped_rows(inputs: Sequence[Floats]) -> list[Floats]:
         inputs: of each sequence, its first token first, float32 [num_tokens, columns].
 
     Raises:
-        QuantizeError: an input is not finite.
+        QuantizeError: an input is not finite, or so large that float32 cannot hold the mean products.
     """
     lengths = [np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)) for x in inputs]
     if not all(np.isfinite(found).all() for found in lengths):
@@ -103,26 +111,40 @@ def capped_rows(inputs: Sequence[Floats]) -> list[Floats]:
     later = np.concatenate([found[1:] for found in lengths])
     cap = np.quantile(later, 1 - CAPPED_SHARE) if len(later) else math.inf
     root = math.sqrt(sum(map(len, lengths)))
+    _check_products(lengths, cap, inputs[0].shape[1])
     factors = [np.minimum(1.0, cap / np.maximum(found, np.finfo(np.float64).tiny)) / root for found in lengths]
     return [x * factor[:, None].astype(np.float32) for x, factor in zip(inputs, factors, strict=True)]
 
 
-def _principal_directions(rows: Sequence[Floats], columns: int) -> Doubles:
+def _check_products(lengths: Sequence[Doubles], cap: float, columns: int) -> None:
+    """Refuse rows of these lengths, at most `cap`, whose mean product might leave float32 where it is computed."""
+    capped = np.minimum(np.concatenate(lengths), cap)
+    # No element of H exceeds its trace. The iteration's first basis, of normal numbers, has vectors of about
+    # sqrt(columns); twice that is more than any of them.
+    limit = np.finfo(np.float32).max / (2 * math.sqrt(columns))
+    if np.square(capped).mean() > limit:
+        raise QuantizeError(
+            f"a layer's inputs are as large as {capped.max():.0e}: float32 cannot hold their mean products; check the "
+            "weights, or quantize them with --method fast"
+        )
+
+
+def _principal_directions(rows: Sequence[Floats], columns: int, num_threads: int) -> Doubles:
     """Return the eigenvectors of the sum of x'x with the largest eigenvalues, times their roots, [columns, RANK]."""
     width = min(columns, RANK + OVERSAMPLING)
     basis = np.random.default_rng(0).standard_normal((columns, width))
     for _ in range(ITERATIONS):
-        basis, _ = np.linalg.qr(_product(rows, basis))
-    values, vectors = np.linalg.eigh(basis.T @ _product(rows, basis))
+        basis, _ = np.linalg.qr(_product(rows, basis, num_threads))
+    values, vectors = np.linalg.eigh(basis.T @ _product(rows, basis, num_threads))
     order = np.argsort(-values)[:RANK]
     directions: Doubles = basis @ vectors[:, order] * np.sqrt(np.maximum(values[order], 0.0))
     return directions
 
 
-def _product(rows: Sequence[Floats], basis: Doubles) -> Doubles:
+def _product(rows: Sequence[Floats], basis: Doubles, num_threads: int) -> Doubles:
     narrow, total = basis.astype(np.float32), np.zeros_like(basis)
-    for x in rows:
-        total += x.T @ (x @ narrow)
+    for product in in_order(lambda x: x.T @ (x @ narrow), rows, num_threads):
+        total += product
     return total
 
 

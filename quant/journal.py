@@ -106,7 +106,11 @@ class Journal:
         return sum(num_bytes for slab in slabs for num_bytes, _ in slab.parts.values())
 
     def obstacle(self) -> str | None:
-        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none."""
+        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none.
+
+        Raises:
+            QuantizeError: the disk fails.
+        """
         return self._plan.obstacle()
 
     def __enter__(self) -> Journal:

@@ -20,9 +20,6 @@ from cg_local.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from cg_local.quant.encoder import Encoder
 
-# gptq keeps the float32 stream of all tokens before and behind half of a layer, and writes the next beside them.
-STREAM_FILES = 3
-
 
 def planned(checkpoint: Checkpoint, options: Options) -> QuantizationPlan:
     """Choose the formats.
@@ -108,9 +105,7 @@ def _encoder(checkpoint: Checkpoint, options: Options, pack: ImportancePack | No
             num_tokens=options.calibration_tokens,
             window_tokens=options.window_tokens,
         )
-        encoder = GptqEncoder(checkpoint, corpus)
-        encoder.workspace_bytes = STREAM_FILES * 4 * corpus.num_tokens * checkpoint.config.hidden_size
-        return encoder
+        return GptqEncoder(checkpoint, corpus)
     return SearchEncoder(checkpoint) if pack is None else ImportanceEncoder(checkpoint, pack)
 
 

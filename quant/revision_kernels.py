@@ -37,7 +37,18 @@ def revise(
     chosen: Choices,
     codes: Codes,
 ) -> None:
-    """Revise the columns from start to stop of rows, whose products are given; arguments as in `feedback`."""
+    """Revise the columns of one block of H in rows.
+
+    Args:
+        x: float32 [rows, columns], what the rows shall be, finite.
+        candidates: float32 [n, rows, groups], scales that a group may have; a group is columns / groups wide.
+        values: float32 [m], the grid in ascending order: integers from -INDEX_OFFSET below INDEX_OFFSET.
+        middles: float32 [m - 1], between two values each.
+        start, stop: first column of the block and end, multiples of a group's width and of PANEL.
+        products: float32 [(stop - start) / PANEL, stop - start, PANEL], the block: `feedback.DenseFeedback.products`.
+        chosen: uint8 [rows, groups], the index of each group's scale, receives the new ones.
+        codes: int8 [rows, columns], indices into values as the lower 8 bits, receives the new ones.
+    """
     group = x.shape[1] // candidates.shape[2]
     taken, errors = np.empty((stop - start, LANES), np.float32), np.empty((stop - start, LANES), np.float32)
     slopes, scales = np.empty((group, LANES), np.float32), np.empty((len(candidates), LANES), np.float32)
@@ -80,8 +91,18 @@ def _descend(
 ) -> None:
     """Choose among scales, and codes for them, for the group from column `first` on; update its values and errors.
 
-    `slopes` is what H e has at the group's columns. Each sweep takes what the columns before have done to a column's
-    slope into account (`moved`), and the error's change is summed up column by column, none of which raises it."""
+    Each sweep takes what the columns before have done to a column's slope into account (`moved`), and the error's
+    change is summed up column by column, none of which raises it.
+
+    Args:
+        products, values, middles: as in `revise`.
+        first: the group's first column, counted from the block's.
+        scales: float32 [n, LANES], what the group's scale may be in each row.
+        slopes: float32 [group, LANES], what H e has at the group's columns.
+        current: int64 [LANES], the index of the scale, receives the new one.
+        taken: float32 [stop - start, LANES], the grid's values of the block's columns, receives the group's new ones.
+        errors: float32 [stop - start, LANES], e of the block's columns, receives the group's new ones.
+    """
     group = len(slopes)
     trial, moves = np.empty((group, LANES), np.float32), np.empty((group, LANES), np.float32)
     best, moved = np.empty((group, LANES), np.float32), np.empty((group, LANES), np.float32)

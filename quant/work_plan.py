@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cg_local import packing
+from cg_local.atomic_file import replace_file
+from cg_local.errors import QuantizeError
 
 PLAN_FILE = "plan.json"
+PACKAGE = Path(packing.__file__).parent
+# What this package's kernels take from elsewhere into their own machine code: the loops in LLVM's vectors (`lanes`) and
+# the rows of a tile.
+COMPILED_IN = (PACKAGE / "packing.py", PACKAGE / "kernels" / "llvm_vectors.py")
 # What it means that a member of the plan differs.
 OBSTACLES: Mapping[str, str] = {
     "quantizer": "another version of cg-local began it",
@@ -43,13 +48,19 @@ class WorkPlan:
         self.data = json.dumps(plan, indent=1).encode("ascii") + b"\n"
 
     def obstacle(self) -> str | None:
-        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none."""
+        """Say why the work in the workspace cannot be gone on with; None: it can, or there is none.
+
+        Raises:
+            QuantizeError: the plan cannot be read, which says nothing of what it holds.
+        """
         try:
             found = self._path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as cause:
-            return f"its plan cannot be read: {cause.strerror}"
+            raise QuantizeError(
+                f"{self._path}: cannot be read ({cause.strerror}); check the disk, or pass --restart to begin anew"
+            ) from cause
         if found == self.data:
             return None
         try:
@@ -62,29 +73,22 @@ class WorkPlan:
         return OBSTACLES.get(differing, f"its {differing} differ")
 
     def write(self) -> None:
-        """Write the plan where there is none yet, beside its place first: under its name it is whole.
+        """Write the plan where there is none yet; under its name it is whole.
 
         Raises:
-            OSError: the disk is full or fails.
+            QuantizeError: the disk is full or fails.
         """
-        if self._path.exists():
-            return
-        new = self._path.with_suffix(".new")
-        with new.open("wb") as file:
-            file.write(self.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._path)
+        if not self._path.exists():
+            replace_file(self._path, self.data, error=QuantizeError)
 
 
 def code_identity() -> dict[str, object]:
     """Return what of cg-local results depend on: two versions in development may bear the same number."""
-    package, own = Path(packing.__file__).parent, Path(__file__).parent
     sources = [
-        package / "packing.py",
-        package / "reference.py",
-        *sorted(package.glob("checkpoint/*.py")),
-        *sorted(own.glob("*.py")),
+        *COMPILED_IN,
+        PACKAGE / "reference.py",
+        *sorted(PACKAGE.glob("checkpoint/*.py")),
+        *sorted(Path(__file__).parent.glob("*.py")),
     ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
     return {"version": package_version(), "code_sha256": digest.hexdigest()}

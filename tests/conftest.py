@@ -99,6 +99,15 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def one_blas_thread() -> Iterator[None]:
+    """For results by hand that are compared bit by bit: BLAS rounds otherwise by its number of threads."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+@pytest.fixture
 def no_page_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After the test, the pages in use of every engine must be exactly those of its unfinished sequences."""
     from cg_local.engine import Engine

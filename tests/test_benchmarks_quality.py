@@ -67,6 +67,16 @@ def test_readme_holds_what_the_script_writes(table: ModuleType, words: ModuleTyp
     assert readme_markers.replaced(readme, table.AROUND, text) == readme
 
 
+def test_readme_row_without_its_comparison_is_named(table: ModuleType, words: ModuleType) -> None:
+    stored = table.read(table.RESULTS / "quality-nano.json")
+    models = [
+        {**each, "comparisons": [c for c in each["comparisons"] if c.get("activations") != "int16"]}
+        for each in stored["models"]
+    ]
+    with pytest.raises(ValueError, match=r"nano-q8-imp with activations int16 has no comparison end to end"):
+        words.readme_text({**stored, "models": models})
+
+
 def test_models_are_held_against_the_type_of_their_size(words: ModuleType) -> None:
     names = ["nano-q4", "nano-q4s", "nano-q8", "q4_0", "q4_k_m", "q8_0", "imatrix-q4_0", "nano-q4-gptq", "other"]
     assert words.pairs(names) == {0: 4, 1: 3, 2: 5, 7: 4}

@@ -123,7 +123,47 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(
 ) -> None:
     done = inside.run(*arguments, home=home)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert message in " ".join(done.stderr.decode().split())
+    told = done.stderr.decode()
+    assert (told.startswith("cg-local: error: "), told.count("\n")) == (True, 1)
+    assert message in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fil"], "No such command 'fil'. See `cg-local --help`"),
+        (["--nonsense"], "No such option: --nonsense; see `cg-local --help`"),
+        (["config", "sho"], "No such command 'sho'. Did you mean 'show'? See `cg-local config --help`"),
+        (["config", "set"], "Missing argument 'KEY'. See `cg-local config set --help`"),
+        (["eval", "quality"], "Missing argument 'REFERENCE'. See `cg-local eval quality --help`"),
+        (
+            ["fill", "a.py:1", "--mode", "word"],
+            "Invalid value for '--mode': 'word' is not one of 'auto', 'line', 'block'. See `cg-local fill --help`",
+        ),
+        (
+            ["fill"],
+            "Invalid value for FILE:LINE[:COL]: name a place, or - to read places from standard input. See `",
+        ),
+        (
+            ["fill", "a.py", "1"],
+            "Invalid value for FILE:LINE[:COL]: a colon is missing: write a.py:1; see `cg-local fill",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_the_help(
+    inside: Inside, home: Path, arguments: list[str], told: str
+) -> None:
+    home.joinpath("a.py").write_text("x\n")
+    done = inside.run(*arguments, home=home)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith(f"cg-local: error: {told}")
+    assert done.stderr.endswith(b" --help`\n")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_group_without_a_command_shows_its_help(inside: Inside, home: Path) -> None:
+    done = inside.run("config", home=home)
+    assert (done.returncode, (done.stdout + done.stderr).startswith(b"Usage: cg-local config ")) == (2, True)
 
 
 def test_error_is_one_line_and_debug_shows_the_traceback(home: Path) -> None:

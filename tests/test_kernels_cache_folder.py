@@ -32,6 +32,17 @@ def test_changed_source_gets_another_folder(package: Path) -> None:
     assert cache_folder.cache_folder(package) != before
 
 
+def test_changed_source_elsewhere_gets_another_folder(package: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "b.py"
+    elsewhere.write_text("x = 1")
+    before = cache_folder.cache_folder(package, elsewhere)
+    assert cache_folder.cache_folder(package, elsewhere) == before
+    assert cache_folder.cache_folder(package) != before
+    elsewhere.write_text("x = 2")
+
+    assert cache_folder.cache_folder(package, elsewhere) != before
+
+
 def test_named_cache_serves_an_installation_that_cannot_be_written(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +77,6 @@ def test_process_gets_a_temporary_folder_where_nothing_can_be_written(
 
 def test_folder_is_numbas_only_within_the_block(package: Path) -> None:
     before = numba.config.CACHE_DIR
-    with caching_for(package):
-        assert str(cache_folder.cache_folder(package)) == numba.config.CACHE_DIR
+    with caching_for(package, Path(__file__)):
+        assert str(cache_folder.cache_folder(package, Path(__file__))) == numba.config.CACHE_DIR
     assert before == numba.config.CACHE_DIR

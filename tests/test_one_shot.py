@@ -132,7 +132,7 @@ def test_what_cannot_be_asked_is_one_line_and_status_1(
         (["x", "-t", "test", "--var", "1=2"], "'1=2' is not NAME=VALUE."),
         (["x", "-t", "test", "--var", "framwork=pytest"], "template test has no variable 'framwork'; it has fenced,"),
         (["x", "-c", "--session", "3fa2"], "--continue and --session do not go together: name one conversation"),
-        (["x", "--scheme", "q5"], "Error: Invalid value for '--scheme': 'q5' is not one of 'q4', 'q4s', 'q8', 'bf16'."),
+        (["x", "--scheme", "q5"], "Invalid value for '--scheme': 'q5' is not one of 'q4', 'q4s', 'q8', 'bf16'. "),
         (["x", "--kv-cache-size", "much"], "'much' is no size; write 4GiB, 500MB, or 0 for none."),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -53,6 +54,7 @@ class Seen:
         return reference.rms_norm(last, self.tensor("model.norm.weight"), self.config.rms_norm_eps)
 
 
+@pytest.mark.usefixtures("one_blas_thread")
 @pytest.mark.parametrize("family", ["mqa", "mha"])
 def test_importance_is_the_statistics_of_what_the_reference_multiplies_with(
     family: str, toy_checkpoint: Callable[[str], Path]
@@ -84,6 +86,7 @@ def kl_by_hand(checkpoint: Checkpoint, name: str, values: Floats) -> float:
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
 
 
+@pytest.mark.usefixtures("one_blas_thread")
 def test_sensitivity_is_divergence_over_relative_error(toy_checkpoint: Callable[[str], Path]) -> None:
     checkpoint, steps = open_checkpoint(toy_checkpoint("mqa")), list[tuple[int, int]]()
     pack = importance_of(checkpoint, CORPUS)
@@ -192,11 +195,6 @@ def test_interrupted_calibration_is_continued_to_the_same_pack(
 def test_work_that_does_not_fit_or_is_damaged_is_begun_anew(small: Path, tmp_path: Path) -> None:
     path, workspace = tmp_path / "pack", tmp_path / ".pack.partial"
     expected, _ = calibrated(small, path, probes=None)
-    calibrated(small, path, "matrix 1 of 15")
-    assert calibrated(small, path, probes=None) == (
-        expected,
-        [f"{workspace}: unfinished work cannot be continued (it was begun with sensitivities); it is begun anew"],
-    )
     for damaged in (PACK_FILE, STREAM_FILE):
         calibrated(small, path, "layer 1 of 2", None)
         data = bytearray((workspace / damaged).read_bytes())
@@ -205,6 +203,64 @@ def test_work_that_does_not_fit_or_is_damaged_is_begun_anew(small: Path, tmp_pat
         assert calibrated(small, path, probes=None) == (expected, [])
     calibrated(small, path, "layer 1 of 2", None)
     assert calibrated(small, path, probes=None, restart=True) == (expected, [])
+
+
+def io_error(path: Path) -> ImportancePack:
+    """Fail as a disk does, of which a second try may know nothing."""
+    raise QuantizeError(f"{path}: cannot be read") from OSError(errno.EIO, "Input/output error")
+
+
+def interrupting(path: Path) -> ImportancePack:
+    raise KeyboardInterrupt
+
+
+def lacking(path: Path) -> ImportancePack:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("load", "error"), [(interrupting, KeyboardInterrupt), (lacking, MemoryError), (io_error, QuantizeError)]
+)
+def test_work_outlives_what_happens_while_it_is_read(
+    small: Path,
+    tmp_path: Path,
+    undisturbed: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    load: Callable[[Path], ImportancePack],
+    error: type[BaseException],
+) -> None:
+    path, workspace = tmp_path / "pack", tmp_path / ".pack.partial"
+    calibrated(small, path, "layer 1 of 2")
+    before = {entry.name: entry.read_bytes() for entry in workspace.iterdir() if entry.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(ImportancePack, "load", load)
+        with pytest.raises(error):
+            calibrate(open_checkpoint(small), path, CORPUS, SHORT)
+    assert {entry.name: entry.read_bytes() for entry in workspace.iterdir() if entry.is_file()} == before
+    assert calibrated(small, path) == (undisturbed, [f"{path}: continues behind layer 1"])
+
+
+def test_statistics_are_gone_on_with_whatever_sensitivities_are_asked_for(
+    small: Path, tmp_path: Path, undisturbed: bytes
+) -> None:
+    path, other = tmp_path / "pack", Corpus(CORPUS.windows[1:2], ())
+    plain, _ = calibrated(small, tmp_path / "plain", probes=None)
+    calibrated(small, path, "layer 1 of 2", probes=None)
+    _, said = calibrated(small, path, "matrix 1 of 15", probes=other)
+    assert said[0] == f"{path}: continues behind layer 1"
+    again, said = calibrated(small, path)
+    assert (again, said) == (undisturbed, [f"{path}: continues behind the last layer"])
+    calibrated(small, path, "matrix 1 of 15")
+    assert calibrated(small, path, probes=None) == (plain, [f"{path}: continues behind the last layer"])
+
+
+def test_a_failure_before_anything_is_done_leaves_nothing_to_read(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImportancePack, "load", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(open_checkpoint(small), tmp_path / "pack", CORPUS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_before_the_first_layer_leaves_nothing(tmp_path: Path) -> None:
@@ -229,6 +285,24 @@ def test_too_little_memory_or_disk_is_told_before_anything_is_computed(
     with pytest.raises(QuantizeError, match=r"1,000 bytes free, [0-9,]+ needed; make room or choose another disk"):
         calibrate(checkpoint, tmp_path / "pack", CORPUS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_of_earlier_work_count_as_free(
+    small: Path, tmp_path: Path, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needed(free: int) -> int:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        with pytest.raises(QuantizeError, match="make room") as told:
+            calibrate(open_checkpoint(small), tmp_path / "pack", CORPUS, SHORT)
+        return int(str(told.value).split("free, ")[1].split(" needed")[0].replace(",", ""))
+
+    whole = needed(0)
+    monkeypatch.undo()
+    calibrated(small, tmp_path / "pack", "layer 2 of 2")
+    rest = needed(0)
+    assert rest < whole
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
+    assert calibrated(small, tmp_path / "pack")[0] == undisturbed
 
 
 def test_a_probed_matrix_is_rounded_a_few_rows_at_a_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,7 @@ class ByHand(Seen):
         return dequantize(PackedMatrix(format, (x.shape[0], x.shape[1]), arrays))
 
 
+@pytest.mark.usefixtures("one_blas_thread")
 @pytest.mark.parametrize(("family", "block_columns"), [("mqa", 2048), ("mha", 2048), ("mqa", 192)])
 def test_file_holds_what_the_work_by_hand_gives(
     family: str,

@@ -118,6 +118,15 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
         InputStatistics.of([x])
 
 
+@pytest.mark.parametrize("columns", [8, 2048])
+def test_inputs_whose_squares_float32_cannot_hold_are_refused(columns: int) -> None:
+    x = np.random.default_rng(columns).standard_normal((4, columns)).astype(np.float32)
+    with pytest.raises(QuantizeError, match=r"a layer's inputs are as large as \de\+(19|20): float32 cannot hold the"):
+        InputStatistics.of([x * np.float32(1e19), x * np.float32(1e19)])
+    found = InputStatistics.of([x * np.float32(1e16), x * np.float32(1e16)])
+    assert np.isfinite(found.mean_square).all()
+
+
 def test_inputs_that_are_always_zero_have_finite_statistics() -> None:
     found = InputStatistics.of([np.zeros((10, 64), np.float32)])
     assert not found.mean_square.any()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numba
 
 
-def cache_folder(package: Path) -> Path:
+def cache_folder(package: Path, *further: Path) -> Path:
     """Choose the folder for the compiled code of a package's modules.
 
     The first that can be written of: NUMBA_CACHE_DIR, the package's own __pycache__, CG_LOCAL_CACHE, ~/.cache/cg-local,
@@ -25,8 +25,9 @@ def cache_folder(package: Path) -> Path:
 
     Args:
         package: folder of the sources.
+        further: files elsewhere that are compiled into its functions.
     """
-    sources = sorted(package.glob("*.py"))
+    sources = [*sorted(package.glob("*.py")), *further]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     asked, ours = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("CG_LOCAL_CACHE")
     for place in (asked, package / "__pycache__", ours, Path.home() / ".cache" / "cg-local"):
@@ -36,10 +37,10 @@ def cache_folder(package: Path) -> Path:
 
 
 @contextmanager
-def caching_for(package: Path) -> Iterator[None]:
-    """Keep what is declared with cache=True in the block in `cache_folder(package)`."""
+def caching_for(package: Path, *further: Path) -> Iterator[None]:
+    """Keep what is declared with cache=True in the block in `cache_folder(package, *further)`."""
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder(package))
+    numba.config.CACHE_DIR = str(cache_folder(package, *further))
     try:
         yield
     finally:
