@@ -16,7 +16,10 @@ _BARE = re.compile(r".+:[0-9]{1,9}:[0-9]{1,9}:?\s*", re.DOTALL)
 _CHARACTERS = frozenset((".py", ".pyi", ".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".mts", ".cts", ".rs", ".cs"))
 # gcc counts what a screen shows, tabs up to the next eighth column (-fdiagnostics-column-unit); clang counts bytes.
 _SCREEN = frozenset(
-    ".c .h .cc .cpp .cxx .c++ .hh .hpp .hxx .inl .ipp .m .mm .cu .cuh .d .f .f90 .f95 .for .adb .ads".split()
+    (
+        *(".c", ".h", ".cc", ".cpp", ".cxx", ".c++", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".m", ".mm"),
+        *(".cu", ".cuh", ".d", ".f", ".f90", ".f95", ".for", ".adb", ".ads"),
+    )
 )
 
 
