@@ -81,6 +81,8 @@ def program() -> NoReturn:
 def main() -> None:
     """Run the command line; never returns a value, exits with the status of the command."""
     arguments = sys.argv[1:]
+    if sys.stderr is None:  # what nobody wants to hear must not keep an answer back
+        _open_stderr()
     if sys.stdout is None:  # the parent process closed it
         sys.stderr.write(f"{PROGRAM}: error: standard output is closed; send it to a file or a pipe\n")
         sys.exit(1)
@@ -127,6 +129,18 @@ def _leave(status: int) -> NoReturn:
     except (OSError, ValueError):  # the interpreter has its own words for a stream that takes nothing
         sys.exit(status)
     os._exit(status)
+
+
+def _open_stderr() -> None:
+    """Send stderr nowhere, after the parent process closed it; also what libraries write to its descriptor."""
+    try:
+        os.fstat(2)
+    except OSError:  # left free, it would become that of the next file that is opened
+        null = os.open(os.devnull, os.O_WRONLY)
+        if null != 2:
+            os.dup2(null, 2)
+            os.close(null)
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the life of the process
 
 
 def discard_stdout() -> None:

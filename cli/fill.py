@@ -21,6 +21,7 @@ from cg_local.cli.fill_answers import (
     show,
     shown_text,
     sift,
+    tell_empty,
     tell_hidden,
 )
 from cg_local.cli.fill_conflicts import conflict
@@ -152,7 +153,7 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
     prompt = fill_prompt(given, place, loaded)
     with compilation_watched() as has_compiled:
         answers = ask(loaded, prompt, given, place.source)
-    prompts = {place.key: prompt}
+    prompts, chosen = {place.key: prompt}, None
     tell_limit(prompt, given, truncated=answers.reader.truncated)
     keep_fill(loaded, answers.reader)
     remember_speed(given, loaded, answers.reader, has_compiled=has_compiled())
@@ -164,10 +165,11 @@ def _fill_one(given: FillArguments, loaded: LocalModel, place: Place) -> None:
     elif given.json:
         print_json(_document(given, loaded, place, answers, prompt))
     else:
-        show(answers, loaded, place.gap, given, place.source)
-    end_answer(answers.reader, is_quiet=given.json)
+        chosen = show(answers, loaded, place.gap, given, place.source)
+        tell_empty([chosen] if chosen is not None else answers.results, given, place.name)
+    end_answer(answers.reader, is_quiet=given.json, chosen=chosen)
     if not answers.results:
-        tell_hidden(answers, given.min_prob)
+        tell_hidden(answers, given.min_prob, place.name)
         raise typer.Exit(NO_ANSWER)
 
 
@@ -182,8 +184,10 @@ def _fill_several(given: FillArguments, loaded: LocalModel, places: list[Place],
         name, truncated = places[number].name, answers.reader.truncated
         tell_limit(prompts[places[number].key], given, truncated=truncated, name=name)
         tell_cut(answers.reader, name)
-    for number in hidden:
-        tell_hidden(sifted[number], given.min_prob, places[number].name)
+        if not answers.results:
+            tell_hidden(answers, given.min_prob, name)
+        elif not (given.json or given.diff or given.write):
+            tell_empty(answers.results, given, name)
     delivery = _delivery(given, loaded, prompts, lambda result: sift([result], result, given.min_prob))
     delivery.deliver(places, computed, hidden)
     if hidden:

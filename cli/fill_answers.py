@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -83,20 +84,25 @@ def _probability(result: Infill) -> float:
     return 0.0 if result.mean_logprob is None else math.exp(result.mean_logprob)
 
 
-def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments, source: SourceText) -> None:
+def show(answers: FillAnswers, model: LocalModel, gap: Gap, given: FillArguments, source: SourceText) -> Infill | None:
     """Show the answers that are not on stdout yet, or let a person choose one.
+
+    Returns:
+        The one that was taken of several; None where all are shown, or there is none.
 
     Raises:
         typer.Exit: with status 130 when nothing was chosen.
     """
     if answers.is_shown or not answers.results:
-        return
+        return None
     if given.explain:
         _explain(answers, model, given, source)
     elif given.all:
         _write_all(answers.results, given, source)
     elif (chosen := choose(answers, gap, given, source)) is not None:
         write_at_once(chosen.untrimmed if given.untrimmed else chosen.text, source.newline)
+        return chosen
+    return None
 
 
 def shown_text(result: Infill, model: LocalModel, given: FillArguments, source: SourceText) -> str:
@@ -128,10 +134,18 @@ def choose(answers: FillAnswers, gap: Gap, given: FillArguments, source: SourceT
     return picked
 
 
-def tell_hidden(answers: FillAnswers, min_prob: float, name: str | None = None) -> None:
-    """Tell that no answer was probable enough; `name`: of the place, where there are several."""
-    where = f"{name}: " if name else ""
-    notice(f"{where}no answer with a probability of {min_prob:g} or more; the best has {answers.best_hidden:.2f}")
+def tell_hidden(answers: FillAnswers, min_prob: float, name: str) -> None:
+    """Tell that no answer for a place of this name was probable enough."""
+    notice(f"{name}: no answer with a probability of {min_prob:g} or more; the best has {answers.best_hidden:.2f}")
+
+
+def tell_empty(results: Sequence[Infill], given: FillArguments, name: str) -> None:
+    """Tell that nothing was printed for a place of this name, where that is so, and what may be seen all the same."""
+    texts = [result.untrimmed if given.untrimmed else result.text for result in results]
+    if not results or any(texts) or any(result.stop_reason == "interrupted" for result in results):
+        return
+    is_cut = not given.untrimmed and any(result.untrimmed for result in results)
+    notice(f"{name}: the answer is empty{'; --untrimmed shows what was cut off' if is_cut else ''}")
 
 
 def candidate_document(result: Infill, model: LocalModel, given: FillArguments, source: SourceText) -> dict[str, Any]:

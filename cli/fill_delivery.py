@@ -42,7 +42,7 @@ def compute_together(places: Sequence[Place], start: Start, limit: int) -> Answe
         limit: answers under way at the same time.
 
     Returns:
-        What there is; an interrupt leaves out the answers that have not ended.
+        What there is, in the order of the places; an interrupt leaves out the answers that have not ended.
     """
     from cg_local.answers import read_together
 
@@ -59,7 +59,8 @@ def compute_together(places: Sequence[Place], start: Start, limit: int) -> Answe
         pass
     finally:
         status.clear()
-    return answers | {number: answers[first] for number, first in repeated.items() if first in answers}
+    answers |= {number: answers[first] for number, first in repeated.items() if first in answers}
+    return dict(sorted(answers.items()))
 
 
 def _repeated(places: Sequence[Place]) -> dict[int, int]:

@@ -19,6 +19,7 @@ import typer
 from cg_local.cli.render import notice, print_json, report_error
 from cg_local.cli.session import read_text
 from cg_local.errors import SourceFileError
+from cg_local.infill.columns import character_column
 from cg_local.infill.cursor import MAX_SOURCE_BYTES, STANDARD_INPUT, Gap, SourceText, Target, locate
 from cg_local.infill.targets import parse_place, places_in
 
@@ -243,7 +244,27 @@ def _reader() -> Callable[[str], SourceText]:
 def _place(text: str, path: str | None, read: Callable[[str], SourceText]) -> Place:
     target = parse_place(text)
     source = read(target.file)
+    target = _in_characters(text, target, source)
     return Place(text, target, source, locate(source, target), path or path_for_model(target.file))
+
+
+def _in_characters(text: str, target: Target, source: SourceText) -> Target:
+    """Turn the column that another program printed into one of characters.
+
+    Raises:
+        SourceFileError: it may mean several.
+    """
+    lines = source.text.split("\n")
+    if target.column is None or not 1 <= target.line <= len(lines):
+        return target
+    column = character_column(text, target.file, lines[target.line - 1], target.column)
+    if column is None:
+        place = f"{target.file}:{target.line}"
+        raise SourceFileError(
+            f"{place}: column {target.column:,} may count characters, bytes or, as gcc does, a tab as 8, and they "
+            f"differ in this line; give {place}, the end of the line, or {place}:COL in characters"
+        )
+    return replace(target, column=column)
 
 
 def path_for_model(file: str) -> str | None:

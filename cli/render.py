@@ -189,22 +189,24 @@ def follow(stream: AnswerStream[Answer], writer: AnswerWriter) -> Answer:
     return stream.result
 
 
-def end_answer(result: Completion, *, is_quiet: bool) -> None:
+def end_answer(result: Completion, *, is_quiet: bool, chosen: Completion | None = None) -> None:
     """Tell what was left out of the prompt and, if a person is watching, how it went.
 
     Args:
         result: the answer.
         is_quiet: leave the figures out, because a document holds them.
+        chosen: the one of several answers that was taken; `result` then tells of the prompt alone.
 
     Raises:
         typer.Exit: with status 130, when the answer was interrupted.
     """
     tell_cut(result)
     if not is_quiet and sys.stderr.isatty():
-        speed = result.decode_tokens_per_second
+        answer = chosen or result
+        speed = answer.decode_tokens_per_second
         rate = f", {speed:.0f} tokens/s" if speed is not None else ""
-        end = "interrupted" if result.stop_reason == "interrupted" else f"stopped by {result.stop_reason}"
-        notice(f"{result.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, {end}")
+        end = "interrupted" if result.stop_reason == "interrupted" else f"stopped by {answer.stop_reason}"
+        notice(f"{answer.num_tokens} tokens{rate}, prompt {result.prompt_tokens} tokens, {end}")
     if result.stop_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

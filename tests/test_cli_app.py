@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -291,3 +293,20 @@ def test_stdout_that_takes_nothing_is_one_clear_line(home: Path, arguments: str,
     )
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1), done.stderr
     assert fault in done.stderr.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs sh")
+@pytest.mark.parametrize(("place", "status"), [("-:1", 0), ("words", 2)])
+def test_closed_standard_error_changes_no_answer(
+    home: Path, toy_folder: Callable[[str, str], Path], place: str, status: int
+) -> None:
+    command = [*command_line.COMMAND, "fill", place, "--json", "--model", str(toy_folder("mqa", "q4"))]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" 2>&-', "sh", *command],
+        input=b"x = 1\n",
+        stdout=subprocess.PIPE,
+        cwd=home,
+        env=command_line.environment(home),
+        timeout=240,
+    )
+    assert (done.returncode, "candidates" in json.loads(done.stdout)) == (status, status == 0)

@@ -49,7 +49,7 @@ def test_answer_is_the_models_infill_and_nothing_else(home: Path, folder: Path, 
     done = command_line.run("fill", "a.py:2", "--model", str(folder), *LIVELY, home=home)
     prefix, suffix = SOURCE[: SOURCE.index("\n    return")], "\n    return y\n"
     expected = model.infill(prefix, suffix, "a.py", params=PARAMS).text
-    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected, b"")
+    assert (done.returncode, done.stdout.decode(), b"error" in done.stderr) == (0, expected, False)
     assert home.joinpath("a.py").read_text() == SOURCE
 
 
@@ -63,6 +63,26 @@ def test_what_the_model_wrote_is_shown_on_request(home: Path, folder: Path, mode
     assert command_line.run("fill", *options, home=home).stdout.decode() == expected.untrimmed
     (candidate,) = json.loads(command_line.run("fill", *options, "--json", home=home).stdout)["candidates"]
     assert (candidate["text"], candidate["untrimmed"]) == (expected.text, expected.untrimmed)
+
+
+def test_empty_answer_is_said_also_to_a_pipe(home: Path, folder: Path, model: LocalModel, inside: Inside) -> None:
+    home.joinpath("b.py").write_text(SOURCE)
+    tried = (replace(PARAMS, seed=seed) for seed in range(500))
+    prefix, suffix = SOURCE[: SOURCE.index("\n    return")], "\n    return y\n"
+    answers = ((params.seed, model.infill(prefix, suffix, "a.py", mode="line", params=params)) for params in tried)
+    seed, found = next((seed, answer) for seed, answer in answers if answer.untrimmed and not answer.text)
+    options = ("--model", str(folder), "--mode", "line", *LIVELY, "--seed", str(seed))
+    told = "cg-local: a.py:2:10: the answer is empty; --untrimmed shows what was cut off\n"
+    for more in ((), ("--explain",), ("--min-prob", "0.0001")):
+        done = inside.run("fill", "a.py:2", *options, *more, home=home)
+        assert (done.returncode, done.stderr.decode()) == (0, told), more
+    done = inside.run("fill", "b.py:1", "a.py:2", *options, home=home)
+    assert done.stdout.decode().endswith("==> a.py:2:10 <==\n\n")
+    assert done.stderr.decode().endswith(told)
+    for option, shown in (("--untrimmed", found.untrimmed), ("--json", None)):
+        done = inside.run("fill", "a.py:2", *options, option, home=home)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert shown is None or done.stdout.decode() == shown
 
 
 def test_document_has_the_agreed_members(home: Path, folder: Path, model: LocalModel) -> None:
@@ -219,8 +239,9 @@ class TestTerminal:
         process, terminal = self.start(home, *arguments)
         shown = self.read_all(terminal)
         assert process.wait(240) == 0
-        assert self.errors_of(process) == b""
-        assert shown == command_line.run(*arguments, home=home).stdout + b"\n"
+        piped = command_line.run(*arguments, home=home)
+        assert self.errors_of(process) == piped.stderr
+        assert shown == piped.stdout + b"\n"
 
     def test_interrupt_keeps_what_was_written_and_exits_with_130(self, home: Path, folder: Path) -> None:
         """Greedy toys repeat themselves for ever, so there is time to interrupt."""

@@ -103,7 +103,7 @@ def test_unsure_answers_are_hidden_with_a_status_of_their_own(
     assert (none.returncode, none.stdout) == (3, b"")
     best_hidden = f"{max(probabilities):.2f}"
     assert none.stderr.decode() == (
-        f"cg-local: no answer with a probability of 1 or more; the best has {best_hidden}\n"
+        f"cg-local: a.py:2:10: no answer with a probability of 1 or more; the best has {best_hidden}\n"
     )
     empty = run(home, folder, "--json", "--min-prob", "1")
     assert (empty.returncode, json.loads(empty.stdout)["candidates"]) == (3, [])
@@ -175,6 +175,9 @@ class TestPicker:
         shown = self.left_on_screen(terminal)
         assert "Enter takes it" not in shown
         assert shown.split() == cg_visible(expected[1].text).split()
+        (figures,) = [line for line in terminal.screen() if " tokens, " in line]
+        assert figures.startswith(f"cg-local: {expected[1].num_tokens} tokens")
+        assert figures.endswith(f"stopped by {expected[1].stop_reason}")
         assert home.joinpath("a.py").read_text() == SOURCE
 
     def test_file_on_standard_input_leaves_the_choice_to_the_terminal(
