@@ -90,8 +90,7 @@ def fill(
     places. What grep -n, compilers and stack traces print is taken as it is. Several places are computed together,
     once all of them are judged: where one cannot be filled, none is.
 
-    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one. Of several
-    places each has one answer: -n is refused.
+    With -n, for one place alone, a terminal lets you choose by arrow keys (Esc: status 130); a pipe gets the best.
 
     \b
     Examples:
