@@ -176,7 +176,12 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool, is_forgott
     for word in files:
         _check_file(word)
     arguments = count, [Path(file) for file in files]
-    undone = _journal().undo(*arguments, folder=_scope(), is_dry=is_dry, is_forgotten=is_forgotten)
+    try:
+        undone = _journal().undo(*arguments, folder=_scope(), is_dry=is_dry, is_forgotten=is_forgotten)
+    except SourceFileError as error:
+        if as_json:
+            print_json({"file": None, "time": None, "undone": False, "error": str(error)})
+        raise
     if is_forgotten:
         for undo in undone:
             notice(f"{_relative(undo.write.file)}: the write of {undo.write.clock} is forgotten; the file is as it was")

@@ -78,6 +78,9 @@ def test_write_changes_the_gap_alone_and_undo_brings_every_byte_back(
     assert re.fullmatch(rb"cg-local: a\.py: the write of [-0-9]+ [:0-9]+ is taken back\n", done.stderr)
     done = command_line.run("fill", "--undo", home=home)
     assert (done.returncode, done.stderr.startswith(b"cg-local: error: nothing to take back")) == (1, True)
+    done = command_line.run("fill", "--undo", "--json", home=home)
+    message = done.stderr.decode().removeprefix("cg-local: error: ").rstrip("\n")
+    assert json.loads(done.stdout) == {"file": None, "time": None, "undone": False, "error": message}
 
 
 def test_difference_is_what_write_does(home: Path, folder: Path) -> None:
