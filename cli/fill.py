@@ -90,7 +90,7 @@ def fill(
     once all of them are judged: where one cannot be filled, none is.
 
     With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one. Of several
-    places each has one answer: -n is refused.
+    places each has one answer: -n is refused. Status: 0 done, 1 error, 2 wrong usage, 3 unsure, 130 interrupted.
 
     \b
     Examples:
