@@ -37,6 +37,8 @@ def read_text(file: str) -> SourceText:
         return read_source(file)
     if sys.stdin is None:  # the parent process closed it
         raise SourceFileError(f"{STANDARD_INPUT_NAME}: closed; pipe a text into it, or name a file")
+    if sys.stdin.isatty():
+        notice("the text is read from the keyboard; end with Ctrl-D")
     return decode_source(sys.stdin.buffer.read(MAX_SOURCE_BYTES + 1), STANDARD_INPUT_NAME)
 
 

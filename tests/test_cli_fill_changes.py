@@ -241,7 +241,7 @@ def test_named_pipe_is_refused_and_not_waited_for(home: Path, inside: Inside, ar
     assert (done.returncode, done.stdout, done.stderr.decode()) == (
         1,
         b"",
-        "cg-local: error: pipe: this is a named pipe; name a regular file, or send the text in and write -\n",
+        "cg-local: error: pipe: this is a named pipe; name a regular file, or send the text in and write -:LINE\n",
     )
 
 

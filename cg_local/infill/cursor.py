@@ -136,7 +136,9 @@ def read_source(path: str | Path) -> SourceText:
         if stat.S_ISDIR(mode):
             raise SourceFileError(f"{name}: this is a folder; name a file in it")
         if stat.S_ISFIFO(mode) and not name.startswith(_OPEN_FILES):
-            raise SourceFileError(f"{name}: this is a named pipe; name a regular file, or send the text in and write -")
+            raise SourceFileError(
+                f"{name}: this is a named pipe; name a regular file, or send the text in and write -:LINE"
+            )
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise SourceFileError(f"{name}: this is a device or socket; name a regular file")
         with open(path, "rb") as file:
