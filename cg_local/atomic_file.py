@@ -110,8 +110,8 @@ def check_replaceable(path: Path) -> Path:
         The file itself, where `path` is a link.
 
     Raises:
-        SourceFileError: it is no regular file, read-only, somebody else's, or has several names (hard links), of which
-            all but one would keep the old content.
+        SourceFileError: it is no regular file, read-only, somebody else's, of a strange group, in a folder that cannot
+            be written, or has several names (hard links), of which all but one would keep the old content.
     """
     try:
         target = Path(os.path.realpath(path, strict=True))
@@ -142,6 +142,17 @@ def check_replaceable(path: Path) -> Path:
         raise SourceFileError(
             f"{path}: belongs to user {status.st_uid}, and a write would make it yours; run as its owner, or apply the "
             "output of --diff"
+        )
+    # A new file has its folder's group on some systems and in some folders.
+    if user and status.st_gid not in (os.getegid(), *os.getgroups(), target.parent.stat().st_gid):
+        raise SourceFileError(
+            f"{path}: belongs to group {status.st_gid}, you are not in it and a write would lose it; join it, or apply "
+            "the output of --diff"
+        )
+    if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise SourceFileError(
+            f"{path}: the folder {target.parent} cannot be written, and a write makes a new file there; change the "
+            "folder's permissions, or apply the output of --diff"
         )
     return target
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cg_local.config import ModelConfig
-from cg_local.packing import INT8_GROUP
+from cg_local.packing import KV_GROUP
 
 Pages = NDArray[np.uint16] | NDArray[np.float32] | NDArray[np.int8]
 
@@ -27,13 +27,14 @@ _STORED: dict[str, type[np.generic]] = {"float16": np.uint16, "float32": np.floa
 def line_lengths(head_dim: int, dtype: str) -> tuple[int, int]:
     """Return how many elements one key and one value of a head take.
 
-    A value's columns are filled up to whole tiles. In int8 each 64 columns have a float16 scale: two more elements.
+    A value's columns are filled up to whole tiles. In int8 each KV_GROUP columns have a float16 scale, two elements
+    more.
 
     Args:
         head_dim: columns of a head.
         dtype: "float16", "float32" or "int8".
     """
-    scales = 2 * -(-head_dim // INT8_GROUP) if dtype == "int8" else 0
+    scales = 2 * -(-head_dim // KV_GROUP) if dtype == "int8" else 0
     return head_dim + scales, -(-head_dim // VALUE_TILE_COLUMNS) * VALUE_TILE_COLUMNS + scales
 
 

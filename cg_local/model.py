@@ -355,6 +355,10 @@ class Model:
         q, k, v = (out.reshape(num_tokens, -1, head_dim) for out in layer.qkv(normalized, self._workspace))
         kernels.rope(q, *rotation)
         kernels.rope(k, *rotation)
+        is_mixed = cache.dtype == "int8"
+        if is_mixed:  # so that a group's scale is not one column's
+            for heads in (q, k, v):
+                kernels.mix_columns(heads)
         keys, values = cache.keys[index], cache.values[index]
         kernels.write_pages(k, v, keys, values, slots)
         out = self._workspace.array("attention", (num_tokens, self.config.num_heads * head_dim))
@@ -363,6 +367,8 @@ class Model:
             rows = slice(span.start, span.start + span.num_tokens)
             attend = kernels.attend_decode if span.num_tokens <= DECODE_TOKENS else kernels.attend_prefill
             attend(q[rows], keys, values, span.block_table, span.first_position, scale, out[rows])
+        if is_mixed:
+            kernels.mix_columns(out.reshape(num_tokens, -1, head_dim))
         layer.o.add_to(x, Activations(out, self._workspace, "attention"), self._workspace)
 
     def _mlp(self, layer: Layer, x: Floats) -> None:

@@ -43,6 +43,9 @@ TILE_ROWS = 16
 GROUP = 32
 SUPER_GROUP = 256
 INT8_GROUP = 64
+# Columns of a key or value that share a scale in int8 pages, as in llama.cpp's q8_0. With 64 of them nano lost 1.4
+# times what q8_0 K and V cost.
+KV_GROUP = 32
 # Bytes of a codebook as one byte shuffle takes it.
 CODEBOOK_BYTES = 16
 CODEBOOK_OFFSET = 64

@@ -80,6 +80,7 @@ def fill(
     diff: fill_options.Diff = False,
     write: fill_options.Write = False,
     undo: fill_options.Undo = False,
+    forget: fill_options.Forget = False,
     json: options.Json = False,
 ) -> None:
     """Fill the gap at a cursor in a file; the text goes to stdout, the file is not touched without --write.
@@ -87,10 +88,9 @@ def fill(
     FILE:LINE is the end of that line, FILE:LINE:COL the place before its COL-th character, both counted from 1.
     FILE:FIRST-LAST writes these lines anew. With -:LINE the text comes from standard input, with - alone a list of
     places. What grep -n, compilers and stack traces print is taken as it is. Several places are computed together,
-    once all of them are judged: where one cannot be filled, none is.
+    once all of them are judged: where one cannot be filled, none is. Status 0: done, 1: error, 2: usage, 3: unsure.
 
-    With -n, a terminal lets you choose with the arrow keys (Esc: status 130). A pipe gets the best one. Of several
-    places each has one answer: -n is refused. Status: 0 done, 1 error, 2 wrong usage, 3 unsure, 130 interrupted.
+    With -n, for one place alone, a terminal lets you choose by arrow keys (Esc: status 130); a pipe gets the best.
 
     \b
     Examples:
@@ -114,7 +114,7 @@ def _fill(given: FillArguments) -> None:
     if given.undo:
         from cg_local.cli.fill_changes import undo_writes
 
-        undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json)
+        undo_writes(given.targets or [], is_dry=given.diff, as_json=given.json, is_forgotten=given.forget)
         return
     with _documented(given, map(identity_of, given.targets or [])):
         places = read_places(given.targets or [], given.path)

@@ -7,6 +7,7 @@ This file owns the way from answers to edits of files, and how edits are shown. 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,21 +146,25 @@ def write_changes(changes: Sequence[Change]) -> dict[int, str]:
 
 
 def tell_written(files: Sequence[str]) -> None:
-    """Tell which files were written."""
+    """Tell which files were written, and what takes them back from here."""
+    scope = _scope()
+    is_here = any(Path(file).resolve().is_relative_to(scope) for file in files)
+    command = f"{PROGRAM} fill --undo" + ("" if is_here else f" {shlex.join(files)}")
     for file in files[:-1]:
         notice(f"{file}: written")
     if files:
         back = "it" if len(files) == 1 else f"all {len(files)}"
-        notice(f"{files[-1]}: written; `{PROGRAM} fill --undo` takes {back} back")
+        notice(f"{files[-1]}: written; `{command}` takes {back} back")
 
 
-def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
-    """Take the last writes back: `fill --undo [N] [FILE]...`.
+def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool, is_forgotten: bool = False) -> None:
+    """Take the last writes back: `fill --undo [N] [FILE]...`; without a file, those made here.
 
     Args:
         words: of the command line; what one call of `--write` did counts as one write.
         is_dry: show as a difference what would change, and do nothing.
         as_json: print a document for each write.
+        is_forgotten: strike the writes from the journal instead.
 
     Raises:
         SourceFileError: there is nothing to take back, or the journal cannot be read.
@@ -170,7 +175,17 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         raise typer.BadParameter(f"{count} writes cannot be taken back.", param_hint="--undo")
     for word in files:
         _check_file(word)
-    undone = _journal().undo(count, [Path(file) for file in files], is_dry=is_dry)
+    arguments = count, [Path(file) for file in files]
+    try:
+        undone = _journal().undo(*arguments, folder=_scope(), is_dry=is_dry, is_forgotten=is_forgotten)
+    except SourceFileError as error:
+        if as_json:
+            print_json({"file": None, "time": None, "undone": False, "error": str(error)})
+        raise
+    if is_forgotten:
+        for undo in undone:
+            notice(f"{_relative(undo.write.file)}: the write of {undo.write.clock} is forgotten; the file is as it was")
+        return
     paths = DiffPaths.of([undo.write.file for undo in undone])
     try:
         for undo in undone:
@@ -189,6 +204,15 @@ def undo_writes(words: Sequence[str], *, is_dry: bool, as_json: bool) -> None:
         notice(f"{count} writes were asked for; the journal has {num_writes}{' of these files' if files else ''}")
     if any(undo.error for undo in undone):
         raise typer.Exit(1)
+
+
+def _scope() -> Path:
+    """The folder whose writes are taken back where no file is named: the git work tree, else the current folder."""
+    from cg_local.repository.work_tree import find_work_tree
+
+    here = Path.cwd().resolve()
+    tree = find_work_tree(here / "file")
+    return tree.root if tree.is_git else here
 
 
 def _check_file(word: str) -> None:

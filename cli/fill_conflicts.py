@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-_WITH_UNDO = frozenset(("targets", "diff", "json", "undo"))
+_WITH_UNDO = frozenset(("targets", "diff", "json", "undo", "forget"))
 _SPELLED = {"candidates": "-n", "cache": "--no-cache"}
 _NO_MODEL = "no model is asked then"
 _BOTH_IN_JSON = "only one of them can be shown; add --json to get both"
@@ -46,6 +46,8 @@ def conflict(given: Collection[str], num_candidates: int, *, is_single: bool = T
     Returns:
         What is wrong and what to do, or None.
     """
+    if "forget" in given and ("undo" not in given or "diff" in given or "json" in given):
+        return "--forget strikes a write from the journal and shows nothing: write --undo --forget [N] [FILE]..."
     if "undo" in given:
         spare = next((name for name in given if name not in _WITH_UNDO), None)
         return f"--undo takes back what was written and asks no model; leave {spelled(spare)} out" if spare else None

@@ -101,7 +101,15 @@ ShowPrompt = Annotated[
 Diff = Annotated[bool, typer.Option("--diff", help="Print what changes, as a unified diff, in place of the text.")]
 Write = Annotated[bool, typer.Option("--write", help="Write the answer into the file; --undo takes it back.")]
 Undo = Annotated[
-    bool, typer.Option("--undo", help="Take the last write back, or the last N, of these files: [N] [FILE]...")
+    bool,
+    typer.Option(
+        "--undo",
+        help="Take the last write in this git work tree (else this folder) back, or the last N, of these files: "
+        "[N] [FILE]...",
+    ),
+]
+Forget = Annotated[
+    bool, typer.Option("--forget", help="With --undo: strike the write from the journal, and leave the file as it is.")
 ]
 
 
@@ -128,6 +136,7 @@ class FillArguments(ModelArguments):
     diff: bool
     write: bool
     undo: bool
+    forget: bool
 
     @property
     def is_held_back(self) -> bool:

@@ -245,3 +245,30 @@ def test_full_disk_is_told_to_be_full(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         replace_file(tmp_path / "new", b"content")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners of POSIX")
+def test_file_whose_group_or_folder_forbids_the_exchange_is_told_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("x")
+    assert check_replaceable(file) == file.resolve()
+    status, whole = file.stat(), Path.stat
+    strange = max(status.st_gid, os.getegid(), *os.getgroups()) + 1
+    alien = os.stat_result((*status[:4], 1000, strange, *status[6:]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 1000)
+        patch.setattr(Path, "stat", lambda path, **how: alien if path.name == "a.py" else whole(path, **how))
+        with pytest.raises(SourceFileError, match=f"belongs to group {strange}"):
+            check_replaceable(file)
+    if os.geteuid():
+        tmp_path.chmod(0o555)
+    else:  # whom permissions do not bind
+        monkeypatch.setattr(os, "access", lambda *arguments, **how: False)
+    try:
+        with pytest.raises(SourceFileError, match=r"the folder .* cannot be written"):
+            check_replaceable(file)
+    finally:
+        tmp_path.chmod(0o755)
+    assert file.read_text() == "x"

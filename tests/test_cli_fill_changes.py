@@ -78,6 +78,9 @@ def test_write_changes_the_gap_alone_and_undo_brings_every_byte_back(
     assert re.fullmatch(rb"cg-local: a\.py: the write of [-0-9]+ [:0-9]+ is taken back\n", done.stderr)
     done = command_line.run("fill", "--undo", home=home)
     assert (done.returncode, done.stderr.startswith(b"cg-local: error: nothing to take back")) == (1, True)
+    done = command_line.run("fill", "--undo", "--json", home=home)
+    message = done.stderr.decode().removeprefix("cg-local: error: ").rstrip("\n")
+    assert json.loads(done.stdout) == {"file": None, "time": None, "undone": False, "error": message}
 
 
 def test_difference_is_what_write_does(home: Path, folder: Path) -> None:
@@ -255,6 +258,28 @@ def test_answer_that_changes_nothing_is_said_also_to_a_pipe(
     assert capfd.readouterr() == ("", f"cg-local: {file}:2-2: the answer {why}; nothing to change\n")
 
 
+def test_undo_leaves_writes_elsewhere_alone_and_names_them(
+    home: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cg_local.cli.fill_changes import changes_of, tell_written, write_changes
+    from cg_local.cli.fill_places import read_places
+
+    file, other = home / "py" / "a.py", home / "go"
+    other.mkdir()
+    file.parent.mkdir()
+    file.write_text("x = 1\n")
+    assert write_changes(changes_of(read_places([f"{file}:1"], None).good, {0: " + 2"})) == {}
+    done = inside.run("fill", "--undo", home=other)
+    assert (done.returncode, file.read_text()) == (1, "x = 1 + 2\n")
+    assert f"no write below {other} is in the journal".encode() in done.stderr
+    assert f"`cg-local fill --undo {file}` takes back".encode() in done.stderr
+    tell_written([str(file)])
+    monkeypatch.chdir(home)
+    tell_written([str(file)])
+    assert inside.run("fill", "--undo", home=home).returncode == 0
+    assert file.read_text() == "x = 1\n"
+
+
 def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside) -> None:
     from cg_local.cli.fill_changes import changes_of, write_changes
     from cg_local.cli.fill_places import read_places
@@ -270,6 +295,13 @@ def test_refused_undo_is_said_with_status_1_and_shown(home: Path, inside: Inside
     done = inside.run("fill", "--undo", "--diff", home=home)
     assert (done.returncode, b"\n-# here and there\n+# here\n" in done.stdout) == (1, True)
     assert file.read_text() == "x = 1\n# here or there\ny = 2\n"
+    assert f"`cg-local fill --undo --forget {file}`".encode() in done.stderr
+    file.unlink()
+    done = inside.run("fill", "--undo", home=home)
+    assert f"`cg-local fill --undo --forget {file}`".encode() in done.stderr
+    done = inside.run("fill", "--undo", "--forget", str(file), home=home)
+    assert (done.returncode, b"is forgotten" in done.stderr) == (0, True)
+    assert b"nothing to take back" in inside.run("fill", "--undo", home=home).stderr
 
 
 def test_difference_on_a_terminal_is_coloured_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

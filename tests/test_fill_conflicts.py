@@ -50,7 +50,7 @@ ACTIONS = sorted(set().union(*table()))
 
 
 def test_table_names_every_option_of_the_command_and_every_pair() -> None:
-    parameters = set(inspect.signature(fill).parameters) - {"command", "targets"}
+    parameters = set(inspect.signature(fill).parameters) - {"command", "targets", "forget"}  # says what --undo does
     assert parameters == {*ACTIONS, *WAYS}
     assert set(table()) == set(map(frozenset, itertools.combinations(ACTIONS, 2)))
 
@@ -88,6 +88,8 @@ def inside(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monkey
         (("-n", "1", "--all"), "--all needs several candidates: add -n 3"),
         (("--show-prompt", "--write"), "--show-prompt and --write do not go together: no model is asked then"),
         (("--write", "--undo"), "--undo takes back what was written and asks no model; leave --write out"),
+        (("--forget",), "write --undo --forget [N] [FILE]..."),
+        (("--undo", "--forget", "--diff"), "write --undo --forget [N] [FILE]..."),
         (("--undo", "--model", "nano-it"), "leave --model out"),
         (("--no-cache", "--kv-cache-size", "1 GiB"), "--no-cache and --kv-cache-size do not go together"),
     ],

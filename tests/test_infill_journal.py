@@ -176,6 +176,48 @@ def test_text_that_is_no_longer_there_is_left_alone(journal: Journal, file: Path
         assert file.read_bytes() == changed
 
 
+@pytest.mark.parametrize(
+    ("old", "place", "answer", "changed"),
+    [
+        (b"def add(a, b):\n    return ", 26, b"a + b", b"def add(a, b):\n    return b - a"),
+        (b"import os\n", 0, b"# Time\n", b"# Cost\nimport os\n"),
+        (b"    return b", 12, b".upper()", b"    return b.upper()[0]"),
+    ],
+)
+def test_start_and_end_of_the_file_are_neighbours(
+    journal: Journal, file: Path, old: bytes, place: int, answer: bytes, changed: bytes
+) -> None:
+    file.write_bytes(old)
+    insert(journal, file, answer, place)
+    file.write_bytes(changed)
+    for _ in range(2):  # the entry stays
+        (error,) = errors(journal)
+        assert "does not stand there any more" in (error or "")
+        assert file.read_bytes() == changed
+
+
+def test_copy_that_was_there_before_is_not_mistaken_for_the_answer(journal: Journal, file: Path) -> None:
+    block = TEXT[:200] + b"same\n" + TEXT[200:400]
+    file.write_bytes(block + TEXT + TEXT[:400])
+    insert(journal, file, b"same\n", len(block + TEXT) + 200)
+    changed = block + TEXT + TEXT[:200] + b"other\n" + TEXT[200:400]
+    file.write_bytes(changed)
+    (error,) = errors(journal)
+    assert "does not stand there any more" in (error or "")
+    assert file.read_bytes() == changed
+
+
+def test_entries_of_versions_that_kept_no_distances_are_found(journal: Journal, file: Path) -> None:
+    insert(journal, file, b"new\n")
+    (entry,) = journal.folder.glob("*.json")
+    document = json.loads(entry.read_bytes())
+    del document["distances"]
+    entry.write_text(json.dumps(document))
+    file.write_bytes(file.read_bytes() + b"more\n")
+    assert errors(journal) == [None]
+    assert file.read_bytes() == TEXT + b"more\n"
+
+
 def test_refused_write_does_not_hold_up_those_before_it(journal: Journal, file: Path, tmp_path: Path) -> None:
     other = tmp_path / "b.py"
     other.write_bytes(b"b\n")

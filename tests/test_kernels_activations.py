@@ -205,6 +205,23 @@ def by_rows(blocked: NDArray[np.generic], num_tokens: int) -> NDArray[np.generic
     return rows.reshape(-1, *rows.shape[2:])[:num_tokens]
 
 
+@pytest.mark.parametrize("head_dim", [1, 16, 48, 64, 256])
+def test_mixed_columns_are_a_product_with_hadamards_matrix_in_float64(head_dim: int) -> None:
+    x = np.random.default_rng(1).normal(size=(3, 2, head_dim)).astype(np.float32)
+    size, hadamard = math.gcd(head_dim, 256), np.ones((1, 1))
+    while len(hadamard) < size:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    expected = (x.reshape(-1, size).astype(np.float64) @ hadamard / math.sqrt(size)).reshape(x.shape)
+    found = x.copy()
+
+    kernels.mix_columns(found)
+
+    # Each of the log2(size) + 1 steps rounds once; what is summed is not larger than sqrt(size) of the result's scale.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=9 * 6e-8 * np.abs(x).max() * math.sqrt(size))
+    kernels.mix_columns(found)
+    np.testing.assert_allclose(found, x, rtol=0, atol=2e-6 * np.abs(x).max())
+
+
 @pytest.mark.parametrize(("num_tokens", "tokens"), [(1, 1), (3, T), (9, T)])
 def test_quantized_activations_equal_numpys_rounding(num_tokens: int, tokens: int) -> None:
     x = np.random.default_rng(num_tokens).normal(0, 5, (num_tokens, 256)).astype(np.float32)

@@ -51,7 +51,7 @@ def stored_values(x: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """What remains of K or V in pages of a type, computed in plain NumPy."""
     if dtype != "int8":
         return x.astype(dtype).astype(np.float32)
-    groups = x.reshape(*x.shape[:-1], -1, 64)
+    groups = x.reshape(*x.shape[:-1], -1, 32)
     scales = (np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
     return (np.clip(np.rint(groups * inverse), -127, 127) * scales).reshape(x.shape)
@@ -227,10 +227,12 @@ def test_int8_codes_never_reach_minus_128_and_zeros_stay_zeros(magnitude: float)
     kernels.write_pages(k, k, keys, values, np.array([0, 1]))
 
     codes = keys[0, 0, :HEAD_DIM, :2].T
-    scales = (np.abs(k[:, 0]).max(axis=1, keepdims=True) / np.float32(127)).clip(0, 65504).astype(np.float16)
+    groups = k.reshape(2, -1, 32)
+    scales = (np.abs(groups).max(axis=2) / np.float32(127)).clip(0, 65504).astype(np.float16)
+    wide = scales[:, :, None].astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        expected = np.nan_to_num(np.clip(np.rint(k[:, 0] * (np.float32(1) / scales.astype(np.float32))), -127, 127))
-    np.testing.assert_array_equal(codes, np.where(scales > 0, expected, 0))
+        expected = np.nan_to_num(np.clip(np.rint(groups * (np.float32(1) / wide)), -127, 127))
+    np.testing.assert_array_equal(codes, np.where(wide > 0, expected, 0).reshape(2, HEAD_DIM))
     np.testing.assert_array_equal(codes, values[0, 0, :2, :HEAD_DIM])
     np.testing.assert_array_equal(values[0, 0, :2, HEAD_DIM:].copy().view(np.float16), scales)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numba
@@ -80,3 +81,13 @@ def test_folder_is_numbas_only_within_the_block(package: Path) -> None:
     with caching_for(package, Path(__file__)):
         assert str(cache_folder.cache_folder(package, Path(__file__))) == numba.config.CACHE_DIR
     assert before == numba.config.CACHE_DIR
+
+
+def test_kernels_are_kept_apart_by_all_that_is_compiled_into_them() -> None:
+    trees = {file.name: ast.parse(file.read_text("utf-8")) for file in Path(cache_folder.__file__).parent.glob("*.py")}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    others = {name for name in names if name.startswith("cg_local.") and not name.startswith("cg_local.kernels")}
+    assert others == {"cg_local.packing"}
+    calls = [ast.unparse(node) for node in ast.walk(trees["__init__.py"]) if isinstance(node, ast.Call)]
+    assert "cache_folder.caching_for(Path(__file__).parent, Path(packing.__file__))" in calls

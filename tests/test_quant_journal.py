@@ -115,5 +115,5 @@ def test_full_disk_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest
     record(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
     (tmp_path / PLAN_FILE).unlink()
-    with pytest.raises(QuantizeError, match="plan.json: cannot be written"), Journal(tmp_path, PLAN):
+    with pytest.raises(QuantizeError, match=r"plan\.json: cannot be written"), Journal(tmp_path, PLAN):
         pass

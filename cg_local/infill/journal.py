@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,24 +25,14 @@ from pathlib import Path
 from cg_local.atomic_file import PRIVATE_MODE, partial_path, replace_file, replace_known
 from cg_local.atomic_folder import lock_exclusively
 from cg_local.errors import SettingsError, SourceFileError
+from cg_local.infill.anchors import Distances, Surroundings, distances, inverse_edits, surroundings_of
 from cg_local.infill.edit import Edit, apply_edits
 
 MAX_ENTRIES = 200
 MAX_BYTES = 16 * 1024 * 1024
-# Bytes kept from either side of an edit, by which it is found again in a file that changed elsewhere; and how many of
-# them must be the same where the change came nearer.
-CONTEXT_BYTES, NEAREST_BYTES = 200, 60
 
 _FORMAT = 1
 _LOCK_SECONDS, _POLL_SECONDS = 10.0, 0.02
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """The bytes on both sides of an edit that no other edit of the same write touched."""
-
-    left: bytes
-    right: bytes
 
 
 @dataclass(frozen=True)
@@ -72,6 +63,7 @@ class Write:
         old_digest, new_digest: SHA-256 of the whole file before and after.
         edits: what was changed, offsets of the file before, ascending.
         surroundings: of each edit.
+        distances: how much of them tells the edits from the rest of the file.
     """
 
     number: int
@@ -83,6 +75,7 @@ class Write:
     new_digest: str
     edits: tuple[Edit, ...]
     surroundings: tuple[Surroundings, ...]
+    distances: Distances
 
     @property
     def clock(self) -> str:
@@ -160,24 +153,43 @@ class Journal:
             return error
         return None
 
-    def undo(self, count: int, files: Sequence[Path] = (), *, is_dry: bool = False) -> list[Undo]:
+    def undo(
+        self,
+        count: int,
+        files: Sequence[Path] = (),
+        *,
+        folder: Path | None = None,
+        is_dry: bool = False,
+        is_forgotten: bool = False,
+    ) -> list[Undo]:
         """Take the last writes back, the newest first; each file is judged by itself.
 
         Args:
             count: how many at most; a write that changed several files counts once.
             files: only what was written into these files, or into every file where none is named.
+            folder: where no file is named: only writes of which a file lies in or below this folder.
             is_dry: say what would be done, and do nothing.
+            is_forgotten: strike the writes from the journal, and leave the files as they are.
 
         Raises:
             SourceFileError: the journal cannot be read, or is empty.
         """
         wanted = {Path(os.path.realpath(file)) for file in files}
         with self._locked():
-            writes = [write for write in self._writes() if not wanted or write.file in wanted]
+            known = list(self._writes())
+            writes = [write for write in known if not wanted or write.file in wanted]
+            if folder is not None and not wanted:
+                here = {write.group for write in known if write.file.is_relative_to(folder)}
+                writes = [write for write in known if write.group in here]
             groups = list(dict.fromkeys(write.group for write in writes))[:count]
             if not writes:
-                where = f" in {', '.join(map(str, files))}" if files else ""
-                raise SourceFileError(f"nothing to take back: no write{where} is in the journal, {self.folder}")
+                where = f" in {', '.join(map(str, files))}" if files else f" below {folder}" if folder and known else ""
+                elsewhere = f"; the last one elsewhere: {_last(known)}" if known and not files else ""
+                raise SourceFileError(
+                    f"nothing to take back: no write{where} is in the journal, {self.folder}{elsewhere}"
+                )
+            if is_forgotten:
+                return [self._forget(write) for write in writes if write.group in groups]
             return [self._take_back(write, is_dry=is_dry) for write in writes if write.group in groups]
 
     def _take_back(self, write: Write, *, is_dry: bool) -> Undo:
@@ -189,9 +201,13 @@ class Journal:
         except SourceFileError as error:
             return Undo(write, error=error)
         if not is_dry:
-            with self._explained():
-                self._entry(write.number).unlink(missing_ok=True)
+            self._forget(write)
         return Undo(write, data, edits)
+
+    def _forget(self, write: Write) -> Undo:
+        with self._explained():
+            self._entry(write.number).unlink(missing_ok=True)
+        return Undo(write)
 
     def _writes(self) -> Iterator[Write]:
         """Give the writes, newest first; an entry that a newer cg-local or a failing disk left is passed over."""
@@ -268,13 +284,15 @@ class Journal:
             ) from cause
 
 
+def _last(writes: Sequence[Write]) -> str:
+    """Tell of the newest write, and how it is taken back from anywhere."""
+    files = [str(write.file) for write in writes if write.group == writes[0].group]
+    return f"{', '.join(files)} at {writes[0].clock}, which `cg-local fill --undo {shlex.join(files)}` takes back"
+
+
 def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
     data, edits = file.data, sorted(file.edits, key=lambda edit: (edit.start, edit.end))
-    starts = [edit.start for edit in edits[1:]] + [len(data)]
-    ends = [0] + [edit.end for edit in edits[:-1]]
-    surroundings = [
-        _surroundings(data, edit, first, last) for edit, first, last in zip(edits, ends, starts, strict=True)
-    ]
+    surroundings = surroundings_of(data, edits)
     return Write(
         number=number,
         group=group,
@@ -285,13 +303,12 @@ def _described(number: int, group: str, file: FileEdits, new: bytes) -> Write:
         new_digest=_digest(new),
         edits=tuple(edits),
         surroundings=tuple(surroundings),
+        distances=distances(data, edits, surroundings),
     )
 
 
-def _surroundings(data: bytes, edit: Edit, first: int, last: int) -> Surroundings:
-    """Return what stands around an edit, within the offsets that other edits leave alone."""
-    left = data[max(first, edit.start - CONTEXT_BYTES) : edit.start]
-    return Surroundings(left, data[edit.end : min(last, edit.end + CONTEXT_BYTES)])
+def _named(write: Write) -> str:
+    return f" {shlex.quote(str(write.file))}"
 
 
 def _read(write: Write) -> bytes:
@@ -300,7 +317,7 @@ def _read(write: Write) -> bytes:
     except OSError as cause:
         raise SourceFileError(
             f"{write.file}: cannot be read ({cause.strerror}), so the write of {write.clock} stays in the journal; "
-            "bring the file back, or go on with the writes before it: --undo 2"
+            f"bring the file back, or strike the write from it: `cg-local fill --undo --forget{_named(write)}`"
         ) from cause
 
 
@@ -319,28 +336,14 @@ def _inverse(write: Write, data: bytes) -> tuple[Edit, ...]:
             inverse.append(Edit(edit.start + shift, edit.after, edit.before))
             shift += len(edit.after) - len(edit.before)
         return tuple(inverse)
-    parts = list(zip(write.edits, write.surroundings, strict=True))
-    found = [_find(data, around, edit.after) for edit, around in parts]
-    if None not in found:
-        return tuple(Edit(place or 0, edit.after, edit.before) for place, edit in zip(found, write.edits, strict=True))
-    if all(_find(data, around, edit.before) is not None for edit, around in parts):
-        return ()
+    found = inverse_edits(data, write.edits, write.surroundings, write.distances)
+    if found is not None:
+        return found
     raise SourceFileError(
         f"{write.file}: what was written at {write.clock} does not stand there any more, so nothing was taken back; "
-        "see it with `cg-local fill --undo --diff` and change the file by hand, or go on with the write before it: "
-        "--undo 2"
+        f"see it with `cg-local fill --undo --diff{_named(write)}`, change the file by hand, and strike the write from "
+        f"the journal: `cg-local fill --undo --forget{_named(write)}`"
     )
-
-
-def _find(data: bytes, around: Surroundings, middle: bytes) -> int | None:
-    """Return where some bytes stand between their surroundings; None when that is nowhere or not only there."""
-    for num_bytes in (CONTEXT_BYTES, NEAREST_BYTES):
-        left = around.left[-num_bytes:]
-        pattern = left + middle + around.right[:num_bytes]
-        place = data.find(pattern) if pattern else -1
-        if place >= 0:
-            return place + len(left) if data.find(pattern, place + 1) < 0 else None
-    return None
 
 
 def _digest(data: bytes) -> str:
@@ -361,6 +364,7 @@ def _encoded(write: Write) -> bytes:
         "old_digest": write.old_digest,
         "new_digest": write.new_digest,
         "edits": edits,
+        "distances": [write.distances.written, write.distances.removed],
     }
     return json.dumps(document).encode("ascii")
 
@@ -373,6 +377,7 @@ def _decoded(number: int, data: bytes) -> Write:
     edits = tuple(Edit(start, before, after) for start, before, after, _, _ in rows)
     surroundings = tuple(Surroundings(left, right) for _, _, _, left, right in rows)
     document["file"] = Path(document["file"])
+    document["distances"] = Distances(*document.get("distances", ()))  # none: of versions that did not look
     document.setdefault("group", document["token"])  # as versions wrote it that knew one file a write
     return Write(number=number, edits=edits, surroundings=surroundings, **document)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numba
 
+from cg_local import packing
 from cg_local.kernels import cache_folder
 
 # Between two products a thread waits in a loop for about 60 microseconds and then sleeps. Waking it takes 80
@@ -21,9 +22,9 @@ ADDED_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"} if not {"OMP_WAIT_POLICY", "GOMP_
 os.environ.update(ADDED_ENVIRONMENT)
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-with cache_folder.caching_for(Path(__file__).parent):
+with cache_folder.caching_for(Path(__file__).parent, Path(packing.__file__)):
     from cg_local.kernels import int16_activations, matmul, portable, products, quick_load
-    from cg_local.kernels.activations import block_activations, geglu, quantize_activations, rms_norm, rope
+    from cg_local.kernels.activations import block_activations, geglu, mix_columns, quantize_activations, rms_norm, rope
     from cg_local.kernels.attention import attend, attend_decode, attend_prefill
     from cg_local.kernels.int16_activations import quantize_activations_int16
     from cg_local.kernels.pages import write_pages
@@ -49,7 +50,7 @@ matmul_i8g64_int16 = _int16.matmul_i8g64_int16
 
 _kernels = (
     attend, block_activations, geglu, matmul_i8g64_int16, multiply, quantize_activations, quantize_activations_int16,
-    rms_norm, rope, write_pages, *set(MATMUL.values()),
+    mix_columns, rms_norm, rope, write_pages, *set(MATMUL.values()),
 )  # fmt: skip
 for _kernel in _kernels:
     quick_load.load_quickly(_kernel)
@@ -77,6 +78,7 @@ __all__ = [
     "geglu",
     "instruction_set_name",
     "matmul_i8g64_int16",
+    "mix_columns",
     "quantize_activations",
     "quantize_activations_int16",
     "rms_norm",

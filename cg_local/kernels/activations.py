@@ -99,6 +99,36 @@ def rope(x, cosine, sine):
                 x[token, head, i + half] = second * cosine[token, i] + first * sine[token, i]
 
 
+@njit(nogil=True, cache=True)
+def mix_columns(x):
+    """Multiply each head by a Hadamard matrix over its root of size, in place; twice gives the head back.
+
+    Scores are the same when q and k are both mixed. Large columns are spread over all, so that a group of columns needs
+    a smaller scale. Heads whose size is no power of two are mixed in blocks of the largest one that divides it.
+
+    Args:
+        x: float32 [num_tokens, num_heads, head_dim].
+
+    Source of the idea: QuaRot, Ashkboos et al., arXiv 2404.00456, section 4.
+    """
+    head_dim = x.shape[2]
+    size = head_dim & -head_dim
+    factor = np.float32(1 / np.sqrt(np.float64(size)))
+    for token in range(x.shape[0]):
+        for head in range(x.shape[1]):
+            values = x[token, head]
+            half = 1
+            while half < size:
+                for first in range(0, head_dim, 2 * half):
+                    for i in range(first, first + half):
+                        low, high = values[i], values[i + half]
+                        values[i] = low + high
+                        values[i + half] = low - high
+                half *= 2
+            for i in range(head_dim):
+                values[i] *= factor
+
+
 @njit(parallel=True, nogil=True, cache=True)
 def geglu(gate, up, out):
     """Write gelu_tanh(gate) * up; float32 [num_tokens, intermediate_size] each, out may be gate."""

@@ -8,7 +8,7 @@ Pages of one layer, a key's columns running down a page so that the keys of a pa
     keys    [num_pages, num_kv_heads, key_rows, page_size]      values  [num_pages, num_kv_heads, page_size, columns]
 
 float32, the bits of float16 (uint16), or int8 codes. A value's columns are padded to whole tiles. In int8 the codes of
-a key or value are followed by the two bytes, low one first, of a float16 scale for each INT8_GROUP columns.
+a key or value are followed by the two bytes, low one first, of a float16 scale for each KV_GROUP columns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cg_local.kernels.bits import INNER, float32_from_half, half_from_float32
 from cg_local.kernels.instruction_set import select_instruction_set
 from cg_local.kernels.llvm_vectors import I64
 from cg_local.kernels.tile_product import TILE_COLUMNS, make_scaled_widen, make_split_half_widen, make_widen
-from cg_local.packing import INT8_GROUP
+from cg_local.packing import KV_GROUP
 
 INSTRUCTION_SET = select_instruction_set()
 # Without an instruction set of its own a processor gets 4 lanes, which LLVM has on every one.
@@ -83,12 +83,12 @@ def write_line(x, line):
 
 @njit(**INNER)
 def write_codes(x, line):
-    """Round one key or value to int8 codes, INT8_GROUP columns to a scale: largest magnitude / 127, as float16."""
+    """Round one key or value to int8 codes, KV_GROUP columns to a scale: largest magnitude / 127, as float16."""
     head_dim = x.shape[0]
-    num_groups = (head_dim + INT8_GROUP - 1) // INT8_GROUP
+    num_groups = (head_dim + KV_GROUP - 1) // KV_GROUP
     first_scale = line.shape[0] - 2 * num_groups
     for group in range(num_groups):
-        first, end = group * INT8_GROUP, min((group + 1) * INT8_GROUP, head_dim)
+        first, end = group * KV_GROUP, min((group + 1) * KV_GROUP, head_dim)
         largest = _ZERO
         for i in range(first, end):
             largest = max(largest, abs(x[i]))
@@ -139,11 +139,11 @@ def widen_keys(keys, head_dim, source, stride, scales, out):
         for row in range(head_dim):
             _widen_half(source + 2 * row * stride, target + 4 * TILE_COLUMNS * row)
     else:
-        low = source + (keys.shape[2] - 2 * ((head_dim + INT8_GROUP - 1) // INT8_GROUP)) * stride
-        for first in range(0, head_dim, INT8_GROUP):
+        low = source + (keys.shape[2] - 2 * ((head_dim + KV_GROUP - 1) // KV_GROUP)) * stride
+        for first in range(0, head_dim, KV_GROUP):
             _widen_split_half(low, low + stride, scales.ctypes.data)
             low += 2 * stride
-            for row in range(first, min(first + INT8_GROUP, head_dim)):
+            for row in range(first, min(first + KV_GROUP, head_dim)):
                 _widen_codes(source + row * stride, scales.ctypes.data, target + 4 * TILE_COLUMNS * row)
 
 
@@ -189,6 +189,6 @@ def widen_values(values, head_dim, block_table, kv_head, first, stop, first_colu
 @njit(inline="always")
 def value_scale(line, head_dim, column):
     """Return the scale of one column of an int8 value, whose line ends in its scales."""
-    at = line.shape[0] - 2 * ((head_dim + INT8_GROUP - 1) // INT8_GROUP - column // INT8_GROUP)
+    at = line.shape[0] - 2 * ((head_dim + KV_GROUP - 1) // KV_GROUP - column // KV_GROUP)
     low, high = np.uint16(np.uint8(line[at])), np.uint16(np.uint8(line[at + 1]))
     return float32_from_half(np.uint16(low | np.uint16(high << np.uint16(8))))

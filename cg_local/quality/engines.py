@@ -26,7 +26,7 @@ from cg_local.quant.corpus_windows import Window
 
 Floats = NDArray[np.float32]
 LLAMA_NAME = "llama.cpp"
-# How K and V are kept -> the name of llama.cpp's type; its 8-bit type has a scale for each 32 values, ours for each 64.
+# How K and V are kept -> the name of llama.cpp's type; both 8-bit types have a scale for each 32 values.
 LLAMA_KV_TYPES: Mapping[str, str] = {"float16": "f16", "float32": "f32", "int8": "q8_0"}
 
 
