@@ -316,7 +316,7 @@ class LocalModel:
         if room < 1:
             raise CapacityError(
                 f"max_tokens is {params.max_tokens:,} and the context holds {self.max_context:,} tokens, prompt "
-                "included; ask for fewer tokens or load with a larger context"
+                f"included; ask for {self.max_context // 2:,} or fewer, which leaves room for a prompt"
             )
         return room if max_prompt_tokens is None else min(room, max_prompt_tokens)
 

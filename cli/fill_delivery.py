@@ -16,7 +16,7 @@ import typer
 
 from cg_local.cli.app import INTERRUPTED, PROGRAM
 from cg_local.cli.fill_places import Place, print_error
-from cg_local.cli.render import Status, print_json, report_error, write_stdout
+from cg_local.cli.render import Status, notice, print_json, report_error, write_stdout
 
 if TYPE_CHECKING:
     from cg_local.answers import AnswerStream, Infill
@@ -215,6 +215,8 @@ def _show_diffs(outcome: _Outcome) -> None:
     paths = outcome.paths
     for change in outcome.changes:
         show_diff(change.diff(paths))
+        if change.file is None:
+            notice("the difference names no file, so nothing can apply it; --path FILE names one")
     paths.tell()
 
 

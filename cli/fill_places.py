@@ -21,7 +21,7 @@ from cg_local.cli.session import read_text
 from cg_local.errors import SourceFileError
 from cg_local.infill.columns import character_column
 from cg_local.infill.cursor import MAX_SOURCE_BYTES, STANDARD_INPUT, Gap, SourceText, Target, locate
-from cg_local.infill.targets import parse_place, places_in
+from cg_local.infill.targets import missing_file, parse_place, places_in
 
 HINT = "FILE:LINE[:COL]"
 _LINE = re.compile("[0-9]{1,9}(?:[:-][0-9]{1,9})?")
@@ -205,9 +205,11 @@ def _listed() -> list[str]:
             "standard input: empty, so there is no place to fill; pipe lines that begin with FILE:LINE"
         )
     if not texts:
-        raise SourceFileError(
-            f"standard input: no line of {len(lines)} names a place in a file; give FILE:LINE, as `grep -Hn` prints it"
-        )
+        gone = missing_file(lines)
+        remedy = "give FILE:LINE, as `grep -Hn` prints it"
+        if gone is not None:
+            remedy = f"{gone} does not exist, seen from {Path.cwd()}"
+        raise SourceFileError(f"standard input: no line of {len(lines)} names a place in a file; {remedy}")
     if num_others and sys.stderr.isatty():
         notice(f"standard input: {num_others} lines name no place in a file and are passed over")
     return texts

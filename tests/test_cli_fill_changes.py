@@ -99,6 +99,15 @@ def test_difference_is_what_write_does(home: Path, folder: Path) -> None:
     assert {name: home.joinpath(name).read_bytes() for name in before} == written
 
 
+def test_difference_without_a_name_says_so(home: Path, folder: Path) -> None:
+    arguments = ("fill", "-:2", "--diff", "--model", str(folder), *LIVELY)
+    done = command_line.run(*arguments, home=home, stdin=home.joinpath("a.py").read_bytes())
+    assert done.stdout.startswith(b"--- a/-\n")
+    assert b"--path FILE names one" in done.stderr
+    named = command_line.run(*arguments, "--path", "a.py", home=home, stdin=home.joinpath("a.py").read_bytes())
+    assert (named.stdout.startswith(b"--- a/a.py\n"), b"--path" in named.stderr) == (True, False)
+
+
 def test_place_named_twice_is_filled_once(home: Path, folder: Path) -> None:
     places = ("b.py:2", "./b.py:2:7")
     arguments = ("--write", "--diff", "--json", "--model", str(folder), *LIVELY)
@@ -211,7 +220,7 @@ def test_file_that_changes_meanwhile_is_not_written(home: Path, folder: Path) ->
         (("--undo", "b.py"), 1, "nothing to take back: no write in b.py is in the journal"),
         (("--undo", "b.py:2"), 2, "takes whole writes of a file back, not places: --undo b.py"),
         (("--undo", "b.py", "2"), 2, "the number of writes comes first: --undo 2 FILE"),
-        (("-",), 1, "standard input: no line of 1 names a place in a file"),
+        (("-",), 1, "standard input: no line of 1 names a place in a file; gone.py does not exist, seen from /"),
         (("none.py:1", "none.py:2"), 1, "none.py: no such file"),
         (("a.py:1", "b.py:1", "-n", "3"), 2, "-n is for one place, whose answers one chooses from; leave it out"),
         (("b.py:2", "-"), 2, "'-' reads a list of places and stands alone"),
@@ -226,7 +235,7 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     home.joinpath("twice.py").write_text("x = 1\n")
     os.link(home / "twice.py", home / "other.py")
     model = () if "--undo" in arguments else ("--model", "no-such-model")
-    stdin = b"no place\n" if "-:2" not in arguments else b"a\nb\n"
+    stdin = b"gone.py:3: pass\n" if "-:2" not in arguments else b"a\nb\n"
     done = command_line.run("fill", *arguments, *model, home=home, stdin=stdin)
     error = " ".join(done.stderr.decode().replace("│", " ").split())
     assert (done.returncode, done.stdout, message in error) == (status, b"", True), error

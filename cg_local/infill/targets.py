@@ -119,6 +119,18 @@ def places_in(lines: Iterable[str], is_file: Callable[[str], bool] | None = None
     return list(chosen.values()), num_others
 
 
+def missing_file(lines: Iterable[str]) -> str | None:
+    """Return the first file that lines seem to name and that does not exist, to tell who looks for a place in them."""
+    for line in lines:
+        try:
+            file = parse_place(line).file
+        except ValueError:
+            continue
+        if not os.path.exists(file):
+            return file
+    return None
+
+
 def _is_frame(line: str, place: Target) -> bool:
     line = _ESCAPES.sub("", line).rstrip("\r\n")
     if match := _FRAME.search(line):
