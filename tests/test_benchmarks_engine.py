@@ -57,6 +57,7 @@ def test_parity_does_not_depend_on_a_shift_of_the_logits() -> None:
     assert engine_parity.measure_parity([logits], [logits + 64], None).kl_max == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_parity_run_on_a_toy_model(toy_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", str(toy_checkpoint("mqa")), "--tokens", "64", "--window", "32", "--schemes", "bf16,q4"]
 

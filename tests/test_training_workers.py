@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
+from worker_streams import open_and_die, open_stream
 
 from cg_local.errors import TrainingError
-from cg_local.training import fim, packing, segments
 from cg_local.training.workers import WorkerStream
-
-SOURCE = Path(packing.__file__).read_text()
-
-
-def encode(text: str) -> list[int]:
-    return [256 + ord(char) % 1000 for char in text]
-
-
-def open_stream(text: str = SOURCE) -> packing.BatchStream:
-    recipe = packing.DataRecipe(fim.FimRecipe(), files_per_block=2, multi_file_rate=0.5)
-    return packing.BatchStream(
-        [segments.outline("own", f"{i}.py", text, encode, 2000) for i in range(4)], encode, recipe, 3
-    )
-
-
-def open_and_die() -> packing.BatchStream:
-    raise MemoryError
 
 
 def test_batches_of_processes_are_the_streams_own() -> None:
